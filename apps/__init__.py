@@ -1,0 +1,1 @@
+"""Programs with a window: layout and wiring, the computing is done by the workbench."""

@@ -1,0 +1,61 @@
+"""What the tests may find on a machine: a browser, and the larger data beside the project.
+
+Where one is missing the tests that need it are skipped and say why; with CI=true that is a failure, so that
+nothing goes unchecked unnoticed.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # .ci/run looks for the same
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",  # a browser of root, as in containers, does not start otherwise
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def missing(what: str) -> NoReturn:
+    """Skips the test; on CI, where everything must be there, fails it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what}; with CI=true that is a failure")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """A system Chromium: none is ever downloaded."""
+    if found := next(filter(None, map(shutil.which, BROWSERS)), None):
+        return found
+    missing(f"no browser: none of {', '.join(BROWSERS)} is installed")
+
+
+# Not for the session: playwright keeps an event loop running, which the tests of other modules must not meet.
+@pytest.fixture(scope="module")
+def browser(browser_path: str) -> Iterator:
+    """A headless Chromium of playwright; open pages in it with `browser.new_page()`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=BROWSER_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The golden files, weights and photographs beside the project; a clone alone does not have them."""
+    folder = ROOT.parent / "shared"
+    if folder.is_dir():
+        return folder
+    missing("the folder shared is not beside the project")
