@@ -24,9 +24,9 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
-        bias = linear.bias
+        bias: Tensor | None = linear.bias
         if isinstance(linear, QkvLinear) and linear.masked:
-            bias = bias * linear.bias_mask.to(bias.dtype)
+            bias = linear.bias * linear.bias_mask.to(linear.bias.dtype)
         self.bias = None if bias is None else bias.detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
         self.activation, self.algorithm = activation, "none" if activation == "gelu" else ""

@@ -1,6 +1,7 @@
 """The parts of a vision transformer: patches in, position, attention, feed-forward, one residual block."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class PatchEmbed(nn.Module):
     def init_weights(self) -> None:
         bound = 1 / math.sqrt(self.proj.in_channels * self.patch_size**2)
         nn.init.uniform_(self.proj.weight, -bound, bound)
+        assert self.proj.bias is not None
         nn.init.uniform_(self.proj.bias, -bound, bound)
 
 
@@ -92,7 +94,7 @@ class RopePositionEmbedding(nn.Module):
 
     def coordinates(self, rows: int, cols: int) -> Float[Tensor, "P 2"]:
         """Patch centres (y, x), row-major; "separate" spans -1..1 on both axes, augmented in training mode."""
-        options = {"device": self.periods.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"device": self.periods.device, "dtype": self.dtype}
         per_row = {"separate": rows, "max": max(rows, cols), "min": min(rows, cols)}[self.coords]
         per_col = {"separate": cols, "max": max(rows, cols), "min": min(rows, cols)}[self.coords]
         y = torch.arange(0.5, rows, **options) / per_row

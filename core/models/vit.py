@@ -144,7 +144,7 @@ class VisionTransformer(nn.Module):
     def forward(
         self,
         x: Tensor | list[Tensor],
-        masks: Tensor | None | list[Tensor | None] = None,
+        masks: Tensor | list[Tensor | None] | None = None,
         is_training: bool = False,
     ) -> Tensor | dict[str, Tensor | None] | list[dict[str, Tensor | None]]:
         """Normed CLS (B, D); with `is_training` the dictionary of `forward_features` (a list of them for a list)."""
@@ -156,7 +156,7 @@ class VisionTransformer(nn.Module):
         return self.head(features["x_norm_clstoken"])
 
     def forward_features(
-        self, x: Tensor | list[Tensor], masks: Tensor | None | list[Tensor | None] = None
+        self, x: Tensor | list[Tensor], masks: Tensor | list[Tensor | None] | None = None
     ) -> dict[str, Tensor | None] | list[dict[str, Tensor | None]]:
         """What every token became, after the final norm.
 
@@ -227,7 +227,8 @@ class VisionTransformer(nn.Module):
     def _rotations(self, grids: list[tuple[int, int]]) -> list[Rotation | None]:
         if self.position == "learned":
             return [None] * len(grids)
-        return [rotation(*self.rope_embed(*grid), prefix=1 + self.num_registers) for grid in grids]
+        tables = [self.rope_embed(*grid) for grid in grids]
+        return [rotation(sin, cos, 1 + self.num_registers) for sin, cos in tables]
 
     def interpolated_pos_embed(self, rows: int, cols: int) -> Float[Tensor, "1 N D"]:
         """The learned position embedding of CLS and a rows x cols grid, bicubic in fp32."""

@@ -1,0 +1,8 @@
+"""Looking at models: the library behind the notebooks and apps."""
+
+from core.dense.extract import extract
+from core.models.weights import load_backbone as load
+from workbench.images import open_image
+from workbench.looks import look_at
+
+__all__ = ["extract", "load", "look_at", "open_image"]

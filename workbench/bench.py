@@ -1,0 +1,216 @@
+"""How fast is extraction on this machine? `make bench`: beside transformers and the machine's own matrix product.
+
+Everything is measured in turn in one process, best of several rounds, because shared machines drift: read the ratios
+and the shares of the peak, not the seconds. The peak is the best fp32 product of square matrices that torch reaches
+here, measured again before every row.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+
+from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles, picture_geometry
+from core.dense.similarity import normalize
+from core.models import Backbone, build_backbone
+from core.models.inference import for_inference
+from core.models.weights import load_backbone, save_backbone
+from workbench.images import list_samples, open_image
+from workbench.looks import look_at
+
+GROUPS = {  # torch's operators by what they do; the first match counts
+    "linear layers": ("addmm", "mkldnn", "linear", "::mm", "baddbmm"),
+    "attention": ("scaled_dot", "flash"),
+    "patch embedding": ("conv",),
+    "norms": ("layer_norm",),
+    "activations": ("gelu", "silu"),
+    "positions and residuals": ("mul", "add", "roll", "cat", "copy", "sub", "index", "repeat"),
+}
+
+
+def best_of(rounds: int, *calls: Callable[[], Any]) -> list[float]:
+    """Seconds of each call, the best of several rounds in turn, after one that does not count."""
+    times = [[float("inf")] for _ in calls]
+    for index in range(rounds + 1):
+        for kept, call in zip(times, calls, strict=True):
+            began = time.perf_counter()
+            call()
+            if index:
+                kept.append(time.perf_counter() - began)
+    return [min(kept) for kept in times]
+
+
+def matmul_calls() -> list[tuple[int, Callable[[], Any]]]:
+    """(operations, product) of square fp32 matrices: what torch does best on this machine."""
+    pairs = [(torch.randn(side, side), torch.randn(side, side)) for side in (1024, 2048, 4096)]
+    return [(2 * len(a) ** 3, partial(torch.mm, a, b)) for a, b in pairs]
+
+
+def forward_operations(backbone: Backbone, images: int, side: int) -> float:
+    """Multiplications and additions in the matrix products of a ViT's forward pass over square images."""
+    assert backbone.patch_size is not None
+    patches = (side // backbone.patch_size) ** 2
+    tokens, dim = patches + 1 + backbone.num_registers, backbone.embed_dim
+    weights = sum(p.numel() for name, p in backbone.named_parameters() if p.ndim == 2 and "token" not in name)
+    embedding = 2 * patches * dim * 3 * backbone.patch_size**2
+    return images * (2 * tokens * weights + 4 * tokens**2 * dim * backbone.depth + embedding)
+
+
+def beside_transformers() -> None:
+    """Ours and transformers' ViT-S/16 with the same weights, as shares of the peak."""
+    from transformers import DINOv3ViTModel
+
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_small").eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_backbone(backbone, Path(folder), layout="hf")
+        theirs: Any = DINOv3ViTModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+    products = matmul_calls()
+    print("ViT-S/16, fp32, one image, forward pass (share of the machine's fp32 matrix product)")
+    print(f"{'input':>8} {'ours':>18} {'transformers':>18} {'ratio':>7} {'peak':>14}")
+    for side, rounds in ((224, 40), (512, 12), (1024, 5)):
+        image = torch.randn(1, 3, side, side)
+        ours, other, *peaks = best_of(
+            rounds,
+            partial(forward, backbone, image),
+            partial(theirs, image),
+            *(call for _, call in products),
+        )
+        peak = max(operations / seconds for (operations, _), seconds in zip(products, peaks, strict=True))
+        work = forward_operations(backbone, 1, side)
+        gap = (theirs(image).pooler_output - forward(backbone, image)["x_norm_clstoken"]).abs().max()
+        assert gap < 1e-4, "the two do not compute the same: the comparison would mean nothing"
+        print(
+            f"{side:>5} px {ours * 1e3:>8.1f} ms {work / ours / peak:>6.0%} {other * 1e3:>8.1f} ms "
+            f"{work / other / peak:>6.0%} {other / ours:>6.2f}x {peak / 1e9:>7.0f} GFLOP/s"
+        )
+        print("         " + where_it_goes(partial(forward, backbone, image)))
+    folder_of_small_pictures(backbone, products)
+
+
+def forward(backbone: Backbone, images: torch.Tensor) -> Any:
+    """The forward pass as extraction runs it, the look for changed weights included."""
+    twin: Any = for_inference(backbone)
+    return twin.forward_features(images)
+
+
+def folder_of_small_pictures(backbone: Backbone, products: list[tuple[int, Callable[[], Any]]]) -> None:
+    """A folder of 224 px pictures, decoding left out, resizing and normalising included."""
+    pictures = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), dtype=np.uint8) for seed in range(64)]
+    batched, single, *peaks = best_of(
+        3,
+        lambda: list(extract_many(backbone, pictures, size=224)),
+        lambda: [extract(backbone, picture, size=224) for picture in pictures],
+        *(call for _, call in products),
+    )
+    peak = max(operations / seconds for (operations, _), seconds in zip(products, peaks, strict=True))
+    work = forward_operations(backbone, len(pictures), 224)
+    print(
+        f"folder of 64 pictures of 224 px: {64 / batched:.1f} a second, {work / batched / peak:.0%} of the peak "
+        f"(one by one {64 / single:.1f}, {work / single / peak:.0%})\n"
+    )
+
+
+def where_it_goes(call: Callable[[], Any]) -> str:
+    """Shares of the time by kind of operator, the largest first."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        call()
+    times: defaultdict[str, float] = defaultdict(float)
+    for event in record.key_averages():
+        group = next((name for name, parts in GROUPS.items() if any(part in event.key for part in parts)), "other")
+        times[group] += event.self_cpu_time_total
+    total = sum(times.values())
+    return ", ".join(f"{name} {value / total:.0%}" for name, value in sorted(times.items(), key=lambda x: -x[1]))
+
+
+def click() -> None:
+    """A click on a remembered picture of 1024 px: the map, its best matches, both drawn."""
+    sample = next(sample for sample in list_samples() if sample.path.name == "cat_bengal.jpg")
+    photo = open_image(sample.path)
+    look = look_at(photo, load_backbone("dinov2_vits14_saliency"), size=1024)
+    look.matches(look.similarity([(0, 0)]))
+
+    def answer() -> None:
+        cosines = look.similarity([(20, 30)])
+        look.picture(cosines, queries=[(20, 30)], matches=look.matches(cosines))
+
+    (seconds,) = best_of(20, answer)
+    grid = look.features.geometry
+    print(f"click on a remembered {grid.rows} x {grid.cols} map: {seconds * 1e3:.1f} ms (cosines, matches, drawing)\n")
+
+
+def large_picture(exact: bool) -> None:
+    """4096 x 4096 with the default model: the coarse map, the tiled one, and on request the exact one."""
+    sample = max(list_samples(), key=lambda sample: sample.width * sample.height)
+    with Image.open(sample.path) as image:
+        side = min(image.size)
+        picture = np.asarray(image.convert("RGB").crop((0, 0, side, side)).resize((4096, 4096)))
+    backbone = load_backbone("dinov2_vits14_saliency")
+    for_inference(backbone)
+    for tile in (512, 768, 1024):
+        geometry = picture_geometry(backbone, picture, size=4096)
+        began = time.perf_counter()
+        glimpses = extract_tiles(backbone, picture, geometry, tile=tile)
+        last = next(glimpses)
+        coarse = time.perf_counter() - began
+        for last in glimpses:  # noqa: B007 - the last one is what we want
+            pass
+        tiled = last.features()
+        assert tiled.seam is not None
+        print(
+            f"4096 x 4096, {geometry.rows} x {geometry.cols} patches, tiles of {tile} px: coarse map after "
+            f"{coarse:.1f} s, {last.total} tiles after {time.perf_counter() - began:.0f} s, "
+            f"at most {peak_memory():.1f} GB; tiles "
+            f"disagree by {tiled.seam.mean:.3f} on average, {tiled.seam.worst:.2f} at worst (1 - cosine)",
+            flush=True,
+        )
+        if exact and tile == 768:
+            kept = tiled
+    if exact:
+        began = time.perf_counter()
+        whole = extract(backbone, picture, size=4096, tile=0)
+        print(f"4096 x 4096 exact: {time.perf_counter() - began:.0f} s, at most {peak_memory():.1f} GB")
+        print(f"tiles of 768 px against exact: {disagreement(kept, whole)}")
+
+
+def disagreement(a: DenseFeatures, b: DenseFeatures) -> str:
+    """1 - cosine between two extractions of one picture, in words."""
+    gap = 1 - (normalize(a.patches) * normalize(b.patches)).sum(-1)[a.valid]
+    parts = [f"{name} {gap.quantile(share):.3f}" for name, share in (("median", 0.5), ("95th percentile", 0.95))]
+    return f"1 - cosine: mean {gap.mean():.3f}, {', '.join(parts)}, worst {gap.max():.3f}"
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+@torch.inference_mode()
+def main(arguments: list[str]) -> None:
+    """All of it; `--large` adds the 4096 px photograph, `--exact` its exact pass, which takes a quarter of an hour."""
+    if "--only-large" in arguments:
+        large_picture("--exact" in arguments)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+    beside_transformers()
+    click()
+    if "--large" in arguments or "--exact" in arguments:
+        # A process of its own, so that its peak memory is its own.
+        command = [sys.executable, "-m", "workbench.bench", "--only-large", *arguments]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

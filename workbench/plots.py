@@ -1,0 +1,86 @@
+"""Charts of cosines: is this one high?"""
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from core.dense.reference import NullCurves, histogram
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe-Ito: told apart with any colour vision
+
+
+def cosine_histogram(
+    cosines: Float[Tensor, "H W"], null: NullCurves, *, mark: float | None = None, signed: bool = False
+) -> go.Figure:
+    """The query's cosines (bars) against random pairs of the same picture and of other pictures (lines).
+
+    All are densities over the same fixed bins. `mark` draws a vertical line, `signed` widens the axis to -2..2 for
+    maps with negative queries.
+    """
+    limits = (-2.0, 2.0) if signed else (-1.0, 1.0)
+    figure = go.Figure()
+    centres, density = _density(cosines, limits)
+    figure.add_bar(
+        x=centres,
+        y=density,
+        name="this query",
+        marker_color=BLUE,
+        opacity=0.55,
+        width=centres[1] - centres[0],
+    )
+    curves = [("random pairs, same photo", null.same_image, ORANGE, "solid")]
+    if null.other_images is not None:
+        curves.append(("pairs with the other photo", null.other_images, GREEN, "dash"))
+    for name, values, color, dash in curves:
+        _, density = _density(values, limits)
+        figure.add_scatter(
+            x=centres, y=density, name=name, mode="lines", line={"color": color, "width": 2, "dash": dash}
+        )
+    if mark is not None:
+        figure.add_vline(x=mark, line={"color": "gray", "width": 1, "dash": "dot"})
+    return _styled(figure, "cosine", "density", x_range=limits)
+
+
+def cosine_by_distance(null: NullCurves) -> go.Figure:
+    """Mean cosine of patches by how many cells lie between them: how local the features are."""
+    figure = go.Figure()
+    shown = null.counts > 0
+    figure.add_scatter(
+        x=null.distances[shown].numpy(),
+        y=null.by_distance[shown].numpy(),
+        mode="lines",
+        name="all pairs of the photo",
+        line={"color": ORANGE, "width": 2},
+    )
+    return _styled(figure, "distance in cells (rows + columns)", "mean cosine", y_range=(-0.2, 1.0))
+
+
+def _density(values: Tensor, limits: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    counts, edges = histogram(values, limits=limits)
+    width = float(edges[1] - edges[0])
+    centres = ((edges[1:] + edges[:-1]) / 2).numpy()
+    return centres, counts.numpy() / max(int(counts.sum()), 1) / width
+
+
+def _styled(
+    figure: go.Figure,
+    x: str,
+    y: str,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> go.Figure:
+    quiet = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
+    figure.update_layout(
+        height=260,
+        margin={"l": 48, "r": 12, "t": 8, "b": 40},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#808890", "size": 12},
+        hovermode="x unified",
+        bargap=0,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"title": x, "range": x_range, **quiet},
+        yaxis={"title": y, "range": y_range, **quiet},
+    )
+    return figure
