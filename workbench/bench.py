@@ -67,7 +67,11 @@ def forward_operations(backbone: Backbone, images: int, side: int) -> float:
     return images * (2 * tokens * weights + 4 * tokens**2 * dim * backbone.depth + embedding)
 
 
-def beside_transformers() -> None:
+ROUNDS = {224: 40, 512: 12, 1024: 5}  # model pixels -> rounds
+QUICK = {224: 3}
+
+
+def beside_transformers(rounds_of: dict[int, int]) -> None:
     """Ours and transformers' ViT-S/16 with the same weights, as shares of the peak."""
     from transformers import DINOv3ViTModel
 
@@ -79,7 +83,7 @@ def beside_transformers() -> None:
     products = matmul_calls()
     print("ViT-S/16, fp32, one image, forward pass (share of the machine's fp32 matrix product)")
     print(f"{'input':>8} {'ours':>18} {'transformers':>18} {'ratio':>7} {'peak':>14}")
-    for side, rounds in ((224, 40), (512, 12), (1024, 5)):
+    for side, rounds in rounds_of.items():
         image = torch.randn(1, 3, side, side)
         ours, other, *peaks = best_of(
             rounds,
@@ -199,12 +203,15 @@ def peak_memory() -> float:
 
 @torch.inference_mode()
 def main(arguments: list[str]) -> None:
-    """All of it; `--large` adds the 4096 px photograph, `--exact` its exact pass, which takes a quarter of an hour."""
+    """All of it, or little of it with `--quick`; `--large` adds the 4096 px photograph, `--exact` its exact pass.
+
+    The exact pass takes a quarter of an hour on two cores.
+    """
     if "--only-large" in arguments:
         large_picture("--exact" in arguments)
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
-    beside_transformers()
+    beside_transformers(QUICK if "--quick" in arguments else ROUNDS)
     click()
     if "--large" in arguments or "--exact" in arguments:
         # A process of its own, so that its peak memory is its own.

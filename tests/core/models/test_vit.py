@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from core.models import BACKBONES, build_backbone, count_parameters
@@ -17,8 +18,9 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def read_golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    path = GOLDEN / f"{name}.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), file.metadata()
 
 
 def golden_vit(name: str) -> tuple[VisionTransformer, dict[str, torch.Tensor]]:
