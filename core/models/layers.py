@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-# (cos, signed sin), each (N, 1, 1, Dh): what attention multiplies queries and keys with.
+# (cos, signed sin), each (N, Dh): what attention multiplies queries and keys with.
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -128,10 +128,10 @@ def rotation(sin: Float[Tensor, "P Dh"], cos: Float[Tensor, "P Dh"], prefix: int
     sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
     sin = F.pad(sin, (0, 0, prefix, 0), value=0.0)
     cos = F.pad(cos, (0, 0, prefix, 0), value=1.0)
-    return cos[:, None, None], sin[:, None, None]  # (N, 1, 1, Dh)
+    return cos, sin
 
 
-def rotate(x: Float[Tensor, "B N two h Dh"], factors: Rotation) -> Float[Tensor, "B N two h Dh"]:
+def rotate(x: Float[Tensor, "two B h N Dh"], factors: Rotation) -> Float[Tensor, "two B h N Dh"]:
     """Queries and keys turned by their positions; channel j pairs with j + Dh/2."""
     cos, sin = factors
     turned = x.to(cos.dtype)
@@ -178,10 +178,12 @@ class Attention(nn.Module):
     def attend(self, qkv: Float[Tensor, "B N D3"], factors: Rotation | None) -> Float[Tensor, "B N D"]:
         batch, tokens, width = qkv.shape
         qkv = qkv.view(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads)
-        query_key, value = qkv[:, :, :2], qkv[:, :, 2]
+        # Each head's tokens side by side: a copy, but attention over 4,000 tokens gains a tenth from it on a CPU.
+        qkv = qkv.permute(2, 0, 3, 1, 4).contiguous()  # (3, B, h, N, Dh)
+        query_key, value = qkv[:2], qkv[2]
         if factors is not None:
             query_key = rotate(query_key, factors)
-        query, key, value = (x.transpose(1, 2) for x in (query_key[:, :, 0], query_key[:, :, 1], value))
+        query, key = query_key
         mixed = F.scaled_dot_product_attention(query, key, value)  # (B, h, N, Dh)
         return mixed.transpose(1, 2).reshape(batch, tokens, width // 3)
 
