@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from core.dense.geometry import Geometry, grid_box, plan, valid_cells
+from core.dense.geometry import Cell, Geometry, grid_box, plan, valid_cells
 from core.dense.similarity import normalize
 from core.models import Backbone
 from core.models.convnext import ConvNeXt
@@ -90,6 +90,7 @@ class Glimpse:
     done: int  # tiles
     total: int
     sharp: Bool[Tensor, "H W"]  # cells that tiles have covered; the others come from the coarse pass
+    coarse: DenseFeatures  # of the coarse pass, on its own grid
     features: Callable[[], DenseFeatures]  # as they are when it is called; costs a copy of the map
 
 
@@ -112,7 +113,7 @@ def extract(
     `picture_geometry`, instead of `size`, for a crop or another aspect. The aspect ratio is kept and nothing is
     cut off: sides are padded to whole patches by repeating the border, and mostly padded cells are not `valid`.
 
-    Memory grows with the number of patches, never with its square: an exact pass holds about a dozen maps at a
+    Memory grows with the number of patches, never with its square: an exact pass holds about twenty maps at a
     time, tiles hold four and one tile's pass. Nothing is kept of an extraction that `progress` cancels by raising.
     Raises ValueError for a layer or a size that is not there, and for a picture that is not 8-bit RGB.
     """
@@ -273,12 +274,14 @@ def extract_tiles(
     norm: bool = True,
     tile: int = TILE,
     overlap: float = OVERLAP,
+    first: Cell | None = None,
 ) -> Iterator[Glimpse]:
     """First a coarse map of the whole picture, then a sharper one after every tile: close it to cancel.
 
     Each tile is seen by the backbone as a picture of its own. Where tiles overlap their features are averaged with
     weights that fall off linearly towards a tile's inner borders, and `seam` reports how far they disagree. CLS and
-    registers are those of the coarse pass, which saw the whole picture at the size of one tile.
+    registers are those of the coarse pass, which saw the whole picture at the size of one tile. Tiles come row by row,
+    or nearest first around the cell `first`.
     """
     if tile < 1:
         raise ValueError(f"tile is the side of the tiles in model pixels, at least 1, got {tile}")
@@ -290,22 +293,23 @@ def extract_tiles(
     step_cells = multiple // geometry.patch_size
     rows = tile_spans(geometry.rows, side, overlap, step_cells)
     cols = tile_spans(geometry.cols, side, overlap, step_cells)
-    total = len(rows) * len(cols)
+    places = [(top, left) for top, _ in rows for left, _ in cols]
+    height, width = rows[0][1] - rows[0][0], cols[0][1] - cols[0][0]
+    if first is not None:
+        row, col = first[0] + 0.5, first[1] + 0.5
+        places.sort(key=lambda place: math.hypot(place[0] + height / 2 - row, place[1] + width / 2 - col))
 
     coarse = extract(backbone, image, layer=layer, norm=norm, tile=0, geometry=_coarse(backbone, geometry, side))
     blend = _Blend(coarse, geometry, layer_index(backbone, layer), norm)
-    yield Glimpse(done=0, total=total, sharp=blend.weight > 0, features=blend.features)
+    yield blend.glimpse(0, len(places))
     picture = resized(image, geometry)
-    done = 0
-    for top, bottom in rows:
-        for left, right in cols:
-            cut = picture[:, top * geometry.patch_size : bottom * geometry.patch_size]
-            cut = cut[:, :, left * geometry.patch_size : right * geometry.patch_size]
-            with torch.inference_mode():
-                patches, _, _ = _run(backbone, normalised(backbone, cut)[None], layer, norm, None)
-            blend.add(patches[0], top, left, overlap * side)
-            done += 1
-            yield Glimpse(done=done, total=total, sharp=blend.weight > 0, features=blend.features)
+    for done, (top, left) in enumerate(places):
+        cut = picture[:, top * geometry.patch_size : (top + height) * geometry.patch_size]
+        cut = cut[:, :, left * geometry.patch_size : (left + width) * geometry.patch_size]
+        with torch.inference_mode():
+            patches, _, _ = _run(backbone, normalised(backbone, cut)[None], layer, norm, None)
+        blend.add(patches[0], top, left, overlap * side)
+        yield blend.glimpse(done + 1, len(places))
 
 
 def tile_spans(cells: int, side: int, overlap: float, multiple: int = 1) -> list[tuple[int, int]]:
@@ -349,6 +353,9 @@ class _Blend:
         self.directions[place] += normalize(patches)
         self.looks[place] += 1
         self.tiles += 1
+
+    def glimpse(self, done: int, total: int) -> Glimpse:
+        return Glimpse(done=done, total=total, sharp=self.weight > 0, coarse=self.coarse, features=self.features)
 
     def features(self) -> DenseFeatures:
         covered = self.weight > 0
@@ -416,12 +423,14 @@ def _tiled(backbone: Backbone, geometry: Geometry, tile: int | None) -> bool:
 
 
 def _coarse(backbone: Backbone, geometry: Geometry, side: int) -> Geometry:
-    """The same crop shrunk so that its long side is one tile."""
+    """The same crop shrunk so that its long side is one tile; as it is where that is all there is."""
+    if side >= max(geometry.rows, geometry.cols):
+        return geometry
     coarse = plan(
         geometry.stored_width,
         geometry.stored_height,
         _multiple(backbone),
-        size=min(side, max(geometry.rows, geometry.cols)) * geometry.patch_size,
+        size=side * geometry.patch_size,
         orientation=geometry.orientation,
         crop=geometry.crop,
     )
@@ -477,7 +486,7 @@ def normalised(backbone: Backbone, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tens
     """Pixels as the weights expect them: 0..1, minus their mean, over their deviation, on their device."""
     weights = next(backbone.parameters())
     mean, std = (torch.tensor(values)[:, None, None] for values in (backbone.pixel_mean, backbone.pixel_std))
-    return ((pixels.float() / 255 - mean) / std).to(weights.device, weights.dtype)
+    return pixels.float().div_(255).sub_(mean).div_(std).to(weights.device, weights.dtype)  # 200 MB at 4096 x 4096
 
 
 def model_input(backbone: Backbone, image: Picture, geometry: Geometry) -> Float[Tensor, "3 h w"]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Number = int | float  # said in full because beartype, unlike mypy, takes no int for a float
@@ -251,6 +251,19 @@ def same_patch(geometry_a: Geometry, row: int, col: int, geometry_b: Geometry) -
             f"{geometry_b.height} pixels; points can be carried over only between grids of the same picture"
         )
     return pixel_to_patch(geometry_b, *patch_centre(geometry_a, row, col))
+
+
+def carried(grid: Shaped[np.ndarray, "H W *channels"], geometry_a: Geometry, geometry_b: Geometry) -> np.ndarray:
+    """A map on the grid of `geometry_a` as the cells of `geometry_b` see it: each takes the cell at its centre.
+
+    Rows and columns are found apart, so the cost is that of the copy. ValueError where `geometry_b` reaches beyond
+    the crop of `geometry_a`, and as in `same_patch`.
+    """
+    rows = [same_patch(geometry_b, row, 0, geometry_a) for row in range(geometry_b.rows)]
+    cols = [same_patch(geometry_b, 0, col, geometry_a) for col in range(geometry_b.cols)]
+    if any(cell is None for cell in (*rows, *cols)):
+        raise ValueError(f"crop {geometry_b.crop} reaches beyond {geometry_a.crop}: there is nothing to carry over")
+    return grid[[cell[0] for cell in rows if cell]][:, [cell[1] for cell in cols if cell]]
 
 
 def stored_to_upright(geometry: Geometry, x: Number, y: Number) -> Point:

@@ -1,0 +1,83 @@
+"""Lays out the explorer and serves it: `gramscope app`."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves the machine
+
+import gradio as gr
+
+from apps.explorer.api import build_api
+from apps.explorer.controls import Controls, Refresh, build_controls
+from apps.explorer.tabs import TABS
+from apps.explorer.viewer import Viewer
+
+CSS = Path(__file__).with_name("style.css")
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the visitor's machine: none is fetched
+MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+MAX_UPLOAD = "128mb"
+
+
+def build(viewer: Viewer) -> gr.Blocks:
+    """The page; loads no model and no photograph beyond the small ones it shows first."""
+    with gr.Blocks(title="Gramscope", analytics_enabled=False) as page:
+        gr.HTML(
+            "<h1>Gramscope</h1><p>Look inside a self-supervised vision model: click a patch of a photograph and see "
+            "what the model finds alike.</p>",
+            elem_id="masthead",
+        )
+        controls = build_controls(viewer, page)
+        active = gr.State(next(iter(TABS)))
+        with gr.Tabs(elem_id="tabs"):
+            for key, module in TABS.items():
+                with gr.Tab(module.title, id=key) as tab:
+                    refresh = module.build(viewer, controls)
+                _wire(tab, key, active, controls, refresh)
+        build_api(viewer)
+    return page
+
+
+def _wire(tab: gr.Tab, key: str, active: gr.State, controls: Controls, refresh: Refresh) -> None:
+    """Draws the tab when it is opened and, while it is open, when a control changes."""
+
+    def if_open(step: Callable[..., Any], count: int) -> Callable[..., Any]:
+        # The progress parameter is how Gradio learns that this event may take a while; `Viewer.look` reports.
+        def run(active: str, progress: gr.Progress = gr.Progress(), *inputs: Any) -> Any:  # noqa: B008
+            return step(*inputs) if active == key else ([gr.skip()] * count if count > 1 else gr.skip())
+
+        return run
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    inputs = [active, *refresh.inputs]
+    opened = tab.select(lambda: key, None, active, api_visibility="private", show_progress="hidden")
+    chains = [opened, *controls.ready]
+    triggers = [controls.layer.input, controls.size.input]
+    for index, (step, outputs) in enumerate(refresh.steps):
+        function = if_open(step, len(outputs))
+        chains = [chain.success(function, inputs, outputs, **quiet) for chain in chains]
+        if index == 0:
+            chains.append(gr.on(triggers, function, inputs, outputs, trigger_mode="always_last", **quiet))
+
+
+def theme() -> gr.themes.Base:
+    """Quiet greys and one blue, with the visitor's own fonts."""
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", radius_size="md", font=FONT, font_mono=MONO)
+
+
+def serve(host: str, port: int, weights: str | None, open_browser: bool) -> None:
+    """Serves the explorer until it is interrupted."""
+    page = build(Viewer(weights))
+    page.queue(default_concurrency_limit=2)  # as many extractions as a laptop has use for
+    page.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        theme=theme(),
+        css_paths=CSS,
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        footer_links=["api", "settings"],
+    )

@@ -1,0 +1,7 @@
+"""One module a tab: a `title` and a `build(viewer, controls)` that lays it out and wires it."""
+
+from types import ModuleType
+
+from apps.explorer.tabs import about, large, pca, similarity
+
+TABS: dict[str, ModuleType] = {"similarity": similarity, "pca": pca, "large": large, "about": about}

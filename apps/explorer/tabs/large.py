@@ -1,0 +1,203 @@
+"""A large photograph: a coarse map at once that sharpens tile by tile, then clicks as quick as on a small one."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
+from apps.explorer.viewer import Viewer, plain_canvas, plain_errors
+from core.dense.extract import MAX_SIDE, Glimpse, extract_tiles, picture_geometry
+from core.dense.geometry import Box, Point, carried, pixel_to_patch
+from workbench.draw import QUERY, Canvas, legend
+from workbench.looks import Look
+
+title = "4K"
+
+TILES = {"512 px": 512, "768 px": 768, "1024 px": 1024}
+WINDOW = 640  # pixels of the photograph in the magnified part
+
+
+@dataclass(eq=False)
+class Desk:
+    """What one user has on the desk in this tab: the photo, the point asked about, and the looks so far.
+
+    Unlike the other tabs' state it is changed in place: a click moves the point while tiles are still coming in.
+    """
+
+    photo: str
+    point: Point
+    look: Look | None = None  # the sharpest there is so far
+    coarse: Look | None = None  # the whole photo at the size of one tile
+    sharp: Bool[Tensor, "H W"] | None = None  # cells of `look` that tiles have covered
+    turn: int = 0  # moves on when a run begins, is stopped or loses its photo: a run whose turn is over ends
+
+    def similarity(self) -> Float[Tensor, "H W"]:
+        """The map of the patch under the point, on the grid of `look`.
+
+        A patch seen in a tile and one seen in the whole photo are not comparable: the coarse look answers until
+        the point's own tile is there, and from then on for the cells that are still to come.
+        """
+        assert self.look is not None and self.coarse is not None and self.sharp is not None
+        cell, coarse_cell = self.look.cell_at(self.point), self.coarse.cell_at(self.point)
+        assert cell is not None and coarse_cell is not None
+        if self.sharp.all():
+            return self.look.similarity([cell])
+        geometries = self.coarse.features.geometry, self.look.features.geometry
+        coarse = torch.from_numpy(carried(self.coarse.similarity([coarse_cell]).numpy(), *geometries))
+        return torch.where(self.sharp, self.look.similarity([cell]), coarse) if self.sharp[cell] else coarse
+
+
+def build(viewer: Viewer, controls: Controls) -> Refresh:
+    first = viewer.large_samples[0]
+    desk = gr.State(Desk(str(first.path), _start(first.width, first.height)), time_to_live=3600)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            gr.HTML("<h3>Press “Look closely”, then click anywhere</h3>")
+            map_image = gr.Image(
+                show_label=False, container=False, format="jpeg", interactive=False,
+                buttons=[], elem_id="large-map", elem_classes="picture",
+                alt_text="The large photograph under its similarity map",
+            )  # fmt: skip
+            bar = gr.HTML(legend("viridis", (0, 1), "cosine"))
+        with gr.Column(scale=2, min_width=320):
+            gr.HTML("<h3>Around the click, magnified</h3>")
+            part_image = gr.Image(
+                show_label=False, container=False, format="jpeg", interactive=False, buttons=[],
+                elem_id="large-part", elem_classes="picture",
+                alt_text="The surroundings of the query patch at full resolution",
+            )  # fmt: skip
+            state = gr.HTML(elem_id="large-state")
+            with gr.Row():
+                start = gr.Button("Look closely", variant="primary", elem_id="large-start", min_width=130)
+                stop = gr.Button("Stop", elem_id="large-stop", min_width=80)
+                tile = gr.Dropdown(list(TILES), value="768 px", label="Tile", min_width=110)
+    drawing = build_drawing()
+    style = drawing.all
+    pictures = [map_image, part_image, bar]
+
+    def draw(desk: Desk, opacity: float, colormap: str, limits: str, smooth: bool) -> tuple[Any, ...]:
+        if desk.look is None:
+            photo = viewer.photo(desk.photo)
+            whole = plain_canvas(photo)
+            return whole.photo, replace(whole, window=_window(photo.size, desk.point)).photo, gr.skip()
+        look = desk.look
+        cell = look.cell_at(desk.point)
+        assert cell is not None
+        cosines = desk.similarity()
+        options: dict[str, Any] = {
+            "limits": LIMITS[limits],
+            "colormap": colormap,
+            "opacity": opacity,
+            "smooth": smooth,
+        }
+        part = replace(look.canvas, window=_window(look.photo.size, desk.point))
+        return (
+            look.canvas.outline(look.canvas.heat(cosines, **options), [cell], QUERY, ["query"]),
+            part.outline(part.heat(cosines, **options), [cell], QUERY),
+            legend(colormap, LIMITS[limits], "cosine"),
+        )
+
+    def sharpen(desk: Desk, model: str, layer: int, tile: str, *style: Any) -> Iterator[tuple[Any, ...]]:
+        backbone = viewer.backbone(model)
+        photo = viewer.photo(desk.photo)
+        desk.turn += 1
+        turn = desk.turn
+        began = time.monotonic()
+        index = min(layer, backbone.depth) - 1
+        with plain_errors():
+            geometry = picture_geometry(backbone, photo, size=min(MAX_SIDE, max(photo.size)), layer=index)
+            near = pixel_to_patch(geometry, *desk.point)
+            glimpses = extract_tiles(backbone, photo, geometry, layer=index, tile=TILES[tile], first=near)
+        yield desk, *[gr.skip()] * len(pictures), _progress(0, 1, "A first look at the whole photo …")
+        canvas = Canvas(photo.pixels, geometry)
+        for glimpse in glimpses:
+            look = Look(photo, glimpse.features(), model)
+            look.__dict__["canvas"] = canvas  # the same for all: drawn once
+            if desk.turn != turn:
+                return
+            desk.look, desk.sharp = look, glimpse.sharp
+            desk.coarse = desk.coarse if glimpse.done else Look(photo, glimpse.coarse, model)
+            yield desk, *draw(desk, *style), _state(glimpse, look, time.monotonic() - began)
+
+    def halt(desk: Desk) -> Any:
+        desk.turn += 1
+        if desk.look is None or desk.sharp is None:
+            return _progress(0, 1, "Not looked at yet.")
+        share = float(desk.sharp.float().mean())
+        return gr.skip() if share == 1 else _progress(share, 1, f"Stopped: {share:.0%} of the photo is sharp.")
+
+    def click(event: gr.SelectData, desk: Desk, *style: Any) -> Any:
+        photo = viewer.photo(desk.photo)
+        canvas = desk.look.canvas if desk.look else plain_canvas(photo)
+        point = canvas.pixel_at(*event.index)
+        if point is None or pixel_to_patch(canvas.geometry, *point) is None:
+            return [gr.skip()] * len(pictures)
+        desk.point = point
+        if desk.look is None:
+            gr.Info("The query will be here. “Look closely” begins around it.")
+        return draw(desk, *style)
+
+    def show(path: str, desk: Desk, *style: Any) -> Any:
+        photo = viewer.photo(path)
+        desk.turn += 1
+        desk.photo, desk.point, desk.look = path, _start(*photo.size), None
+        return desk, *draw(desk, *style), _progress(0, 1, "Not looked at yet.")
+
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    outputs = [desk, *pictures, state]  # the desk itself is the same one: telling keeps it from expiring
+    running = start.click(sharpen, [desk, controls.model, controls.layer, tile, *style], outputs, **quick)
+    stopped = stop.click(None, None, None, cancels=[running], api_visibility="private")
+    stopped.then(halt, desk, state, **quick)
+    map_image.select(click, [desk, *style], pictures, trigger_mode="always_last", **quick)
+    gr.on([part.input for part in style], draw, [desk, *style], pictures, trigger_mode="always_last", **quick)
+    wire = build_strip(viewer.large_samples, show, "Look at another large photo", "large")
+    for event in wire([desk, *style], outputs):
+        event.then(None, None, None, cancels=[running], api_visibility="private")
+    return Refresh([desk, *style], [(draw, pictures)])
+
+
+def _start(width: int, height: int) -> Point:
+    """The first query: where a third of the way in meets a third of the way down, as subjects often do."""
+    return width / 3, height / 3
+
+
+def _window(size: tuple[int, int], point: Point) -> Box:
+    """The part of the photograph around a point, moved inside where it would reach beyond the rim."""
+    spans = []
+    for length, place in zip(size, point, strict=True):
+        side = min(WINDOW, length)
+        start = min(max(round(place - side / 2), 0), length - side)
+        spans.append((start, start + side))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
+
+
+def _progress(done: float, total: int, words: str) -> str:
+    share = done / total
+    return (
+        f'<div class="progress" role="progressbar" aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{done}">'
+        f'<i style="width:{share:.1%}"></i></div><p>{words}</p>'
+    )
+
+
+def _state(glimpse: Glimpse, look: Look, seconds: float) -> str:
+    geometry, seam = look.features.geometry, look.features.seam
+    grid = f"{geometry.rows} × {geometry.cols} patches of {geometry.patch_size} px"
+    if glimpse.done < glimpse.total:
+        words = (
+            f"{glimpse.done} of {glimpse.total} tiles are sharp after {seconds:.0f} s; click already, or stop. {grid}."
+        )
+    else:
+        words = f"<b>All {glimpse.total} tiles in {seconds:.0f} s.</b> {grid}."
+    if seam is not None and seam.tiles > 1:
+        words += (
+            f" Where tiles overlap they disagree by {seam.mean:.3f} on average and {seam.worst:.2f} at worst "
+            "(1 − cosine): edges fainter than that may be the tiling's."
+        )
+    return _progress(glimpse.done, glimpse.total, words)
