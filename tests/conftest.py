@@ -16,6 +16,7 @@ import pytest
 # order: one value of vit_7b_like then differs by 1.4e-5, where the file itself is 1.2e-5 from the float64 result.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # servers and browsers share the cores: waiting must not spin
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # .ci/run looks for the same

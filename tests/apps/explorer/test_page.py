@@ -1,0 +1,288 @@
+"""The explorer in a real browser: clicks land, pictures answer, bad files get a sentence, users stay apart."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.dense.geometry import pixel_to_displayed, pixel_to_patch, plan
+from workbench.draw import QUERY
+
+PATCH = 14  # of the weights that come with the project
+ERRORS = "[data-testid=toast-body]"
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft random blobs: something to look at that no two seeds share."""
+    blobs = np.random.default_rng(seed).integers(0, 256, (max(2, height // 40), max(2, width // 40), 3), np.uint8)
+    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def visit(browser: Any, app: str) -> Iterator[Callable[..., Any]]:
+    """Opens the explorer in a browser context of its own, small input first where size does not matter."""
+    contexts = []
+
+    def go(width: int = 1280, height: int = 900, *, size: str | None = "256 px", **options: Any) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
+        page = contexts[-1].new_page()
+        page.goto(app)
+        answered(page)
+        if size:
+            with new_picture(page, "#similarity-map img"):
+                choose(page, "Input, long side", size)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+def answered(page: Any) -> None:
+    page.wait_for_selector("#similarity-matches table", timeout=90_000)
+
+
+@contextmanager
+def new_picture(page: Any, selector: str) -> Iterator[None]:
+    """Waits until what is done inside has changed the picture."""
+    before = page.get_attribute(selector, "src")
+    yield
+    changed = "([s, old]) => {const e = document.querySelector(s); return e.src !== old && e.complete && e.naturalWidth}"
+    page.wait_for_function(changed, arg=[selector, before], timeout=60_000)
+
+
+def choose(page: Any, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def upload(page: Any, where: str, name: str, data: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click(f"#{where}-upload")
+    chooser.value.set_files({"name": name, "mimeType": "image/jpeg", "buffer": data})
+
+
+def readout(page: Any) -> tuple[int, int]:
+    row, col = re.match(r"Row (\d+), column (\d+)", page.inner_text("#similarity-readout")).groups()
+    return int(row), int(col)
+
+
+def click_pixel(page: Any, size: tuple[int, int], x: float, y: float, selector: str = "#similarity-map img") -> None:
+    """A pointer click where this pixel of the photograph is shown."""
+    image = page.locator(selector)
+    image.scroll_into_view_if_needed()
+    left, top, width, height = image.evaluate(
+        "e => {const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]}"
+    )
+    at_x, at_y = pixel_to_displayed(x, y, box_width=width, box_height=height, width=size[0], height=size[1])
+    page.mouse.click(left + at_x, top + at_y)
+
+
+def shown(page: Any, selector: str = "#similarity-map img") -> np.ndarray:
+    response = page.request.get(page.evaluate("s => document.querySelector(s).src", selector))
+    return np.asarray(Image.open(io.BytesIO(response.body())).convert("RGB"))
+
+
+def test_the_page_opens_with_an_answer_and_asks_nobody_else(browser, app):
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    outside, problems = [], []
+    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.goto(app)
+    answered(page)
+    assert readout(page) == (11, 18)
+    for tab in ("PCA", "4K", "About", "Similarity"):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.wait_for_timeout(700)
+    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+    assert problems == []
+    assert all(page.locator("#similarity-map img, #similarity-other img").nth(i).get_attribute("alt") for i in (0, 1))
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("viewport", "scale", "zoom"),
+    [((1280, 900), 1, 1), ((390, 844), 3, 1), ((1280, 900), 2, 0.8), ((1000, 700), 1, 1.25)],
+)
+def test_a_click_lands_in_the_patch_under_the_pointer(visit, viewport, scale, zoom):
+    page = visit(*viewport, device_scale_factor=scale)
+    page.evaluate("zoom => { document.body.style.zoom = zoom }", zoom)
+    landscape, portrait = (500, 375), (90, 160)
+    for size in (landscape, portrait):
+        if size == portrait:  # tiny: shown larger than it is
+            with new_picture(page, "#similarity-map img"):
+                upload(page, "photo", "tiny.jpg", encoded(picture(*size)))
+        geometry = plan(*size, PATCH, size=256)
+        width, height = size
+        for x, y in (
+            (0.4, 0.4),
+            (width - 0.4, height - 0.4),
+            (width * 0.31, height * 0.77),
+            (width * 0.6, height * 0.2),
+        ):
+            expected = pixel_to_patch(geometry, x, y)
+            with new_picture(page, "#similarity-map img"):
+                click_pixel(page, size, x, y)
+            assert readout(page) == expected
+
+
+def test_the_query_frame_is_drawn_where_the_click_was(visit):
+    page = visit()
+    with new_picture(page, "#similarity-map img"):
+        click_pixel(page, (500, 375), 400, 300)
+    red = np.abs(shown(page).astype(int) - np.array(QUERY)).sum(-1) < 90
+    rows, cols = np.nonzero(red)
+    height, width = red.shape
+    near = (np.abs(cols / width - 0.8) < 0.12) & (np.abs(rows / height - 0.8) < 0.08)
+    assert near.sum() > 100 and near.mean() > 0.9
+
+
+def test_a_photograph_stored_sideways_is_shown_and_clicked_upright(visit):
+    page = visit()
+    stored = picture(120, 200, seed=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with new_picture(page, "#similarity-map img"):
+        upload(page, "photo", "sideways.jpg", encoded(stored, exif=exif))
+    geometry = plan(120, 200, PATCH, size=256, orientation=6)
+    assert shown(page).shape[1] > shown(page).shape[0]
+    with new_picture(page, "#similarity-map img"):
+        click_pixel(page, (200, 120), 170, 30)
+    assert readout(page) == pixel_to_patch(geometry, 170, 30)
+
+
+def test_typing_adding_subtracting_and_starting_over(visit):
+    page = visit()
+    page.get_by_label("Row", exact=True).fill("3")
+    page.get_by_label("Column", exact=True).fill("4")
+    with new_picture(page, "#similarity-map img"):
+        page.click("#similarity-ask")
+    assert readout(page) == (3, 4)
+    for mode, x in (("add to the query", 250), ("subtract from it", 450)):
+        page.get_by_label(mode).check()
+        with new_picture(page, "#similarity-map img"):
+            click_pixel(page, (500, 375), x, 200)
+    assert "subtracted" in page.inner_text(".legend >> nth=0")
+    with new_picture(page, "#similarity-map img"):
+        page.click("#similarity-clear")
+    assert "subtracted" not in page.inner_text(".legend >> nth=0")
+    page.get_by_label("Row", exact=True).fill("99")
+    before = page.get_attribute("#similarity-map img", "src")
+    page.click("#similarity-ask")
+    page.wait_for_selector(ERRORS)
+    assert "rows go from 0 to" in page.inner_text(ERRORS)
+    assert page.get_attribute("#similarity-map img", "src") == before
+
+
+def test_layer_and_size_keep_the_query_on_its_pixel(visit):
+    page = visit()
+    with new_picture(page, "#similarity-map img"):
+        click_pixel(page, (500, 375), 260.5, 220.5)
+    assert readout(page) == pixel_to_patch(plan(500, 375, PATCH, size=256), 260.5, 220.5)
+    with new_picture(page, "#similarity-map img"):
+        choose(page, "Input, long side", "512 px")
+    assert readout(page) == pixel_to_patch(plan(500, 375, PATCH, size=512), 260.5, 220.5)
+    first = shown(page)
+    with new_picture(page, "#similarity-map img"):
+        page.locator("#controls input[type=number]").fill("3")
+        page.locator("#controls input[type=number]").press("Enter")
+    assert "layer 3" in page.inner_text("#similarity-readout")
+    assert np.abs(shown(page).astype(int) - first).mean() > 2
+
+
+REFUSED = {
+    "cut short": encoded(picture(300, 200))[:3000],
+    "no picture": b"these are words, not a picture",
+    "empty": b"",
+    "a bomb": b"\x89PNG\r\n\x1a\n" + bytes.fromhex("0000000d49484452000f4240000f42400802000000") + b"\0" * 64,
+}
+ACCEPTED = {
+    "moving": encoded(picture(80, 60), "GIF", save_all=True, append_images=[picture(80, 60, seed=1)]),
+    "four inks": encoded(picture(80, 60).convert("CMYK")),
+    "sixteen bits": encoded(Image.fromarray(np.linspace(0, 65535, 80 * 60).astype(np.uint16).reshape(60, 80)), "PNG"),
+    "palette": encoded(picture(80, 60).quantize(16), "PNG", transparency=3),
+}
+
+
+def test_unusable_files_get_a_sentence_and_nothing_is_lost(visit):
+    page = visit()
+    before = page.get_attribute("#similarity-map img", "src")
+    for name, data in REFUSED.items():
+        upload(page, "photo", f"{name}.jpg", data)
+        toast = page.locator(ERRORS).filter(has_text=name)
+        toast.wait_for(timeout=20_000)
+        words = toast.inner_text()
+        assert "Traceback" not in words and "Error(" not in words and len(words) < 400, words
+        assert page.get_attribute("#similarity-map img", "src") == before, name
+    for name, data in ACCEPTED.items():
+        with new_picture(page, "#similarity-map img"):
+            upload(page, "photo", f"{name}.png", data)
+
+
+def test_two_users_do_not_meet(visit):
+    first, second = visit(), visit()
+    with new_picture(first, "#similarity-map img"):
+        upload(first, "photo", "mine.jpg", encoded(picture(160, 90)))
+    with new_picture(second, "#similarity-map img"):
+        click_pixel(second, (500, 375), 100, 300)
+    assert readout(second) == pixel_to_patch(plan(500, 375, PATCH, size=256), 100, 300)
+    with new_picture(first, "#similarity-map img"):
+        click_pixel(first, (160, 90), 150, 80)
+    assert readout(first) == pixel_to_patch(plan(160, 90, PATCH, size=256), 150, 80)
+
+
+def test_locked_colours_stay_from_photo_to_photo(visit):
+    page = visit()
+    page.get_by_role("tab", name="PCA", exact=True).click()
+    page.wait_for_selector("#pca-map img")
+    first = shown(page, "#pca-map img")
+    page.get_by_label("Lock the colours").check()
+    page.get_by_text("Colours locked on").wait_for()
+    with new_picture(page, "#pca-map img"):
+        page.locator("#pca-strip button").nth(1).click()
+    assert "Colours locked on" in page.inner_text("#pca-told")
+    with new_picture(page, "#pca-map img"):
+        page.locator("#pca-strip button").nth(0).click()
+    assert np.array_equal(shown(page, "#pca-map img"), first)
+    with new_picture(page, "#pca-map img"):
+        page.get_by_label("Foreground only").check()
+    assert shown(page, "#pca-map img").mean() < first.mean()
+
+
+@pytest.mark.long
+def test_a_large_photo_sharpens_answers_meanwhile_and_stops(visit):
+    page = visit(size=None)
+    page.get_by_role("tab", name="4K", exact=True).click()
+    page.wait_for_selector("#large-map img")
+    with new_picture(page, "#large-map img"):
+        upload(page, "large", "wide.jpg", encoded(picture(1900, 1300), quality=90))
+    choose(page, "Tile", "512 px")
+    with new_picture(page, "#large-map img"):
+        page.click("#large-start")
+    page.wait_for_function(
+        "document.querySelector('#large-state').innerText.match(/[1-9] of \\d+ tiles/)", timeout=60_000
+    )
+    with new_picture(page, "#large-part img"):
+        click_pixel(page, (1900, 1300), 1500, 900, "#large-map img")
+    page.click("#large-stop")
+    page.get_by_text("of the photo is sharp").wait_for(timeout=20_000)
+    told = page.inner_text("#large-state")
+    page.wait_for_timeout(4000)
+    assert page.inner_text("#large-state") == told, "tiles kept coming after Stop"
+    with new_picture(page, "#large-part img"):
+        click_pixel(page, (1900, 1300), 300, 300, "#large-map img")
+    with new_picture(page, "#large-map img"):
+        page.click("#large-start")
+    page.get_by_text(re.compile(r"All \d+ tiles")).wait_for(timeout=120_000)
+    assert "disagree by" in page.inner_text("#large-state")
