@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles, picture_geometry
+from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles
+from core.dense.inputs import picture_geometry
 from core.dense.similarity import normalize
 from core.models import Backbone, build_backbone
 from core.models.inference import for_inference

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.dense.extract import MAX_SIDE, DenseFeatures, Progress, extract_many, layer_index, picture_geometry
+from core.dense.extract import DenseFeatures, Progress, extract_many
+from core.dense.inputs import MAX_SIDE, layer_index, picture_geometry
 from core.dense.store import FeatureFolder, FeatureKey, weights_digest
 from core.models import Backbone
 from workbench.images import SUFFIXES, BadImage, Photo, load_folder

@@ -26,18 +26,14 @@ from core.dense.extract import (
     TILE,
     DenseFeatures,
     Glimpse,
-    cell_size,
     extract,
     extract_batch,
     extract_many,
     extract_tiles,
-    layer_index,
-    model_input,
-    picture_geometry,
-    resized,
     tile_spans,
 )
 from core.dense.geometry import Geometry, patch_to_polygon
+from core.dense.inputs import cell_size, layer_index, model_input, picture_geometry, resized
 from core.models import BACKBONES, Backbone, build_backbone
 from core.models.vit import VisionTransformer
 from core.models.weights import SATELLITE_MEAN, SATELLITE_STD, load_backbone
