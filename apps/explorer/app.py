@@ -8,16 +8,25 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves the machine
 
 import gradio as gr
+from gradio import processing_utils
 
 from apps.explorer.api import build_api
 from apps.explorer.controls import Controls, Refresh, build_controls
 from apps.explorer.tabs import TABS
-from apps.explorer.viewer import Viewer
+from apps.explorer.viewer import Viewer, refusal
 
 CSS = Path(__file__).with_name("style.css")
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of the visitor's machine: none is fetched
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 MAX_UPLOAD = "128mb"
+
+
+async def _refuse_address(url: str, cache_dir: str) -> str:
+    raise refusal(f"{url}: pictures are not fetched from the internet; download it first.")
+
+
+# Gradio downloads whatever address stands in a request where a file should.
+processing_utils.async_ssrf_protected_download = _refuse_address
 
 
 def build(viewer: Viewer) -> gr.Blocks:
@@ -49,16 +58,18 @@ def _wire(tab: gr.Tab, key: str, active: gr.State, controls: Controls, refresh: 
 
         return run
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    # "multiple" everywhere: "once" forgets what comes while an answer is under way, and "always_last", when several
+    # functions hang on one event, sends that event to all of them again, whereupon they call one another for ever.
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "multiple"}
     inputs = [active, *refresh.inputs]
     opened = tab.select(lambda: key, None, active, api_visibility="private", show_progress="hidden")
     chains = [opened, *controls.ready]
-    triggers = [controls.layer.input, controls.size.input]
+    triggers = [controls.layer.select, controls.size.select]  # `input` may come twice for one choice
     for index, (step, outputs) in enumerate(refresh.steps):
         function = if_open(step, len(outputs))
         chains = [chain.success(function, inputs, outputs, **quiet) for chain in chains]
         if index == 0:
-            chains.append(gr.on(triggers, function, inputs, outputs, trigger_mode="always_last", **quiet))
+            chains.append(gr.on(triggers, function, inputs, outputs, **quiet))
 
 
 def theme() -> gr.themes.Base:

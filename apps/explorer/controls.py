@@ -1,6 +1,5 @@
 """The settings above the tabs, the strip of photographs below them, and how they are drawn: shared by tabs."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +10,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from apps.explorer.viewer import DEFAULT_SIZE, SIZES, Viewer, refusal
+from apps.explorer.viewer import DEFAULT_SIZE, SIZES, Viewer
 from core.models.published import PUBLISHED, UNKNOWN, Licence
 from core.models.weights import Source
 from workbench.draw import COLORMAPS
@@ -35,8 +34,8 @@ class Refresh:
 class Controls:
     """Which weights, which layer, at which size: the inputs of nearly every callback."""
 
-    model: gr.Dropdown
-    layer: "Slider"
+    model: gr.State  # the weights in place, which are the chosen ones once these are loaded
+    layer: gr.Dropdown
     size: gr.Dropdown
     ready: list[Any]  # the events that succeed when weights are in place: the first ones, then chosen ones
 
@@ -45,47 +44,27 @@ class Controls:
         return [self.model, self.layer, self.size]
 
 
-class Slider(gr.Slider):
-    """A slider whose number box may be empty or out of range while someone types: the nearest value counts."""
-
-    def preprocess(self, payload: float | None) -> float:
-        payload = self.value if payload is None else payload
-        return super().preprocess(min(max(payload, self.minimum), self.maximum))
-
-
-class UploadButton(gr.UploadButton):
-    """An upload button that refuses an address, where Gradio would download it."""
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        return await super().async_move_resource_to_block_cache(no_address(url_or_file_path))
-
-
-def no_address(path: Any) -> Any:
-    """The path itself; a sentence when it is an internet address, which Gradio would download."""
-    if re.match(r"\s*[a-z][a-z0-9+.-]+://", str(path), re.IGNORECASE):
-        raise refusal("Pictures are not fetched from the internet; download it first.")
-    return path
-
-
 def build_controls(viewer: Viewer, page: gr.Blocks) -> Controls:
     """The row above the tabs, with the licence of the chosen weights always in sight."""
     with gr.Row(elem_id="controls", equal_height=True):
         model = gr.Dropdown(viewer.models, value=viewer.default, label="Weights", scale=5, min_width=220)
-        layer = Slider(1, 12, value=12, step=1, label="Layer", scale=3, min_width=160, buttons=[])
+        layer = gr.Dropdown([12], value=12, label="Layer", scale=1, min_width=90)  # `load` knows how many
         size = gr.Dropdown(list(SIZES), value=DEFAULT_SIZE, label="Input, long side", scale=2, min_width=120)
     licence = gr.HTML(licence_line(viewer.default), elem_id="licence")
     loaded = gr.State(viewer.default)
 
     def load(name: str) -> tuple[Any, str, str]:
         backbone = viewer.backbone(name)
-        return Slider(maximum=backbone.depth, value=backbone.depth), licence_line(name, backbone.source), name
+        layers = gr.Dropdown(list(range(1, backbone.depth + 1)), value=backbone.depth)
+        return layers, licence_line(name, backbone.source), name
 
     silent: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     opened = page.load(load, model, [layer, licence, loaded], **silent)
-    picked = model.input(licence_line, model, licence, **silent)  # before anything is downloaded
+    # The licence stands there before anything is downloaded. Not `input`, which may come twice for one choice.
+    picked = model.select(licence_line, model, licence, **silent)
     chosen = picked.then(load, model, [layer, licence, loaded], api_visibility="private")
     chosen.failure(lambda name: (name, licence_line(name)), loaded, [model, licence], **silent)
-    return Controls(model, layer, size, [opened, chosen])
+    return Controls(loaded, layer, size, [opened, chosen])
 
 
 def licence_line(name: str, source: Source | None = None) -> str:
@@ -106,7 +85,7 @@ def licence_line(name: str, source: Source | None = None) -> str:
 class Drawing:
     """How a map is coloured."""
 
-    opacity: "Slider"
+    opacity: gr.Slider
     colormap: gr.Dropdown
     limits: gr.Dropdown
     smooth: gr.Radio
@@ -119,7 +98,9 @@ class Drawing:
 def build_drawing() -> Drawing:
     """The drawing settings of a tab, folded away."""
     with gr.Accordion("Drawing", open=False), gr.Row():
-        opacity = Slider(0, 1, value=0.7, step=0.05, label="Opacity of the map", min_width=140, buttons=[])
+        opacity = gr.Slider(
+            0, 1, value=0.7, step=0.05, label="Opacity of the map", min_width=140, buttons=[], elem_classes="opacity"
+        )
         colormap = gr.Dropdown(list(COLORMAPS), value="viridis", label="Colour map", min_width=120)
         limits = gr.Dropdown(list(LIMITS), value="0 to 1", label="Colour limits", min_width=120)
         smooth = gr.Radio([("patches", False), ("bilinear", True)], value=False, label="Between patches", min_width=140)
@@ -133,7 +114,7 @@ def build_strip(samples: list[Sample], choose: Callable[..., Any], label: str, k
     """
     with gr.Row(equal_height=False):
         gr.HTML(f"<h3>{label}</h3>")
-        upload = UploadButton(
+        upload = gr.UploadButton(
             "Upload a photo", file_types=["image"], size="sm", elem_id=f"{key}-upload", scale=0, min_width=150
         )
     gallery = gr.Gallery(
@@ -159,9 +140,10 @@ def build_strip(samples: list[Sample], choose: Callable[..., Any], label: str, k
         return choose(path, *inputs)
 
     def wire(inputs: list[Any], outputs: list[Any]) -> list[Any]:
+        told: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "multiple"}
         return [
-            gallery.select(pick, inputs, outputs, api_visibility="private", show_progress="minimal"),
-            upload.upload(take, [upload, *inputs], outputs, api_visibility="private", show_progress="minimal"),
+            gallery.select(pick, inputs, outputs, **told),
+            upload.upload(take, [upload, *inputs], outputs, **told),
         ]
 
     return wire

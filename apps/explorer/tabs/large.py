@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
+from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import Viewer, plain_canvas, plain_errors
-from core.dense.extract import MAX_SIDE, Glimpse, extract_tiles, picture_geometry
+from core.dense.extract import Glimpse, extract_tiles
 from core.dense.geometry import Box, Point, carried, pixel_to_patch
+from core.dense.inputs import MAX_SIDE, picture_geometry
 from workbench.draw import QUERY, Canvas, legend
 from workbench.looks import Look
 
@@ -59,19 +61,11 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             gr.HTML("<h3>Press “Look closely”, then click anywhere</h3>")
-            map_image = gr.Image(
-                show_label=False, container=False, format="jpeg", interactive=False,
-                buttons=[], elem_id="large-map", elem_classes="picture",
-                alt_text="The large photograph under its similarity map",
-            )  # fmt: skip
+            map_image = picture("large-map", "The large photograph under its similarity map")
             bar = gr.HTML(legend("viridis", (0, 1), "cosine"))
         with gr.Column(scale=2, min_width=320):
             gr.HTML("<h3>Around the click, magnified</h3>")
-            part_image = gr.Image(
-                show_label=False, container=False, format="jpeg", interactive=False, buttons=[],
-                elem_id="large-part", elem_classes="picture",
-                alt_text="The surroundings of the query patch at full resolution",
-            )  # fmt: skip
+            part_image = picture("large-part", "The surroundings of the query patch at full resolution")
             state = gr.HTML(elem_id="large-state")
             with gr.Row():
                 start = gr.Button("Look closely", variant="primary", elem_id="large-start", min_width=130)
@@ -85,7 +79,8 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         if desk.look is None:
             photo = viewer.photo(desk.photo)
             whole = plain_canvas(photo)
-            return whole.photo, replace(whole, window=_window(photo.size, desk.point)).photo, gr.skip()
+            part = replace(whole, window=_window(photo.size, desk.point))
+            return served(whole.photo), served(part.photo), gr.skip()
         look = desk.look
         cell = look.cell_at(desk.point)
         assert cell is not None
@@ -98,8 +93,8 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         }
         part = replace(look.canvas, window=_window(look.photo.size, desk.point))
         return (
-            look.canvas.outline(look.canvas.heat(cosines, **options), [cell], QUERY, ["query"]),
-            part.outline(part.heat(cosines, **options), [cell], QUERY),
+            served(look.canvas.outline(look.canvas.heat(cosines, **options), [cell], QUERY, ["query"])),
+            served(part.outline(part.heat(cosines, **options), [cell], QUERY)),
             legend(colormap, LIMITS[limits], "cosine"),
         )
 
@@ -154,7 +149,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     running = start.click(sharpen, [desk, controls.model, controls.layer, tile, *style], outputs, **quick)
     stopped = stop.click(None, None, None, cancels=[running], api_visibility="private")
     stopped.then(halt, desk, state, **quick)
-    map_image.select(click, [desk, *style], pictures, trigger_mode="always_last", **quick)
+    map_image.select(click, [desk, *style], pictures, trigger_mode="multiple", **quick)
     gr.on([part.input for part in style], draw, [desk, *style], pictures, trigger_mode="always_last", **quick)
     wire = build_strip(viewer.large_samples, show, "Look at another large photo", "large")
     for event in wire([desk, *style], outputs):

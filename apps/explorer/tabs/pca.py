@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from apps.explorer.controls import SIZES, Controls, Refresh, build_strip
-from apps.explorer.viewer import Viewer, plain_errors
+from apps.explorer.controls import Controls, Refresh, build_strip
+from apps.explorer.pictures import picture, served
+from apps.explorer.viewer import SIZES, Viewer, plain_canvas, plain_errors
 from core.dense.color import ColorBasis, align, fit_basis, foreground
 from workbench.looks import Look
 
@@ -37,18 +38,10 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     with gr.Row():
         with gr.Column(min_width=320):
             gr.HTML("<h3>Photo</h3>")
-            photo_image = gr.Image(
-                value=str(first.path), show_label=False, container=False, format="jpeg", interactive=False, buttons=[],
- elem_id="pca-photo", elem_classes="picture",
- alt_text="The photograph",
-            )  # fmt: skip
+            photo_image = picture("pca-photo", "The photograph", plain_canvas(viewer.photo(str(first.path))).photo)
         with gr.Column(min_width=320):
             gr.HTML("<h3>First three principal components</h3>")
-            map_image = gr.Image(
-                show_label=False, container=False, format="png", interactive=False, buttons=[],
-                elem_id="pca-map", elem_classes="picture",
-                alt_text="The photograph's patches coloured by their principal components",
-            )  # fmt: skip
+            map_image = picture("pca-map", "The photograph's patches coloured by their principal components")
     with gr.Row(equal_height=False):
         locked = gr.Checkbox(
             False,
@@ -78,7 +71,8 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             basis, note = _own_basis(look, only), "Colours fitted on this photo."
         else:
             basis, note = _locked_basis(chosen, viewer.look(chosen.lock_photo, model, size=SIZES[size], layer=layer))
-        return look.canvas.photo, look.colors(basis, hidden=~subject, smooth=smooth), _told(basis, note)
+        colors = look.colors(basis, hidden=~subject, smooth=smooth)
+        return served(look.canvas.photo), served(colors, "png"), _told(basis, note)
 
     def lock(on: bool, chosen: Chosen, model: str, layer: int, size: str, only: bool, smooth: bool) -> Any:
         frozen = None
@@ -93,7 +87,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         chosen = replace(chosen, photo=path)
         return chosen, *draw(chosen, *settings)
 
-    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     locked.input(lock, [locked, *inputs], [chosen, *outputs], **quick)
     gr.on([only.input, smooth.input], draw, inputs, outputs, **quick)
     build_strip(viewer.samples, show, "Look at another photo", "pca")(inputs, [chosen, *outputs])

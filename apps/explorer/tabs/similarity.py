@@ -6,8 +6,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from apps.explorer.controls import LIMITS, SIZES, Controls, Refresh, build_drawing, build_strip
-from apps.explorer.viewer import Viewer, plain_canvas, refusal
+from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
+from apps.explorer.pictures import picture, served
+from apps.explorer.viewer import SIZES, Viewer, plain_canvas, refusal
 from core.dense.geometry import Point, patch_centre
 from core.dense.reference import null_curves, standing
 from core.dense.similarity import Cell, Match
@@ -33,15 +34,12 @@ class Chosen:
 
 def build(viewer: Viewer, controls: Controls) -> Refresh:
     first, second = viewer.samples[0], viewer.samples[1]
+    first_view, second_view = (plain_canvas(viewer.photo(str(sample.path))).photo for sample in (first, second))
     chosen = gr.State(Chosen(str(first.path), str(second.path), (START,)))
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             gr.HTML("<h3>Click a patch</h3>")
-            map_image = gr.Image(
-                value=plain_canvas(viewer.photo(str(first.path))).photo, show_label=False, container=False,
-                format="jpeg", interactive=False, buttons=[], elem_id="similarity-map", elem_classes="picture",
-                alt_text="The photograph under its similarity map",
-            )  # fmt: skip
+            map_image = picture("similarity-map", "The photograph under its similarity map", first_view)
             bar = gr.HTML(legend("viridis", (0, 1), "cosine"))
             readout = gr.HTML(elem_id="similarity-readout")
             with gr.Row(equal_height=False, elem_classes="ask"):
@@ -53,11 +51,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
                 go = gr.Button("Ask", size="sm", scale=1, min_width=100, elem_id="similarity-ask")
         with gr.Column(scale=2, min_width=320):
             gr.HTML("<h3>The same query in a second photo</h3>")
-            other_image = gr.Image(
-                value=plain_canvas(viewer.photo(str(second.path))).photo, show_label=False, container=False,
-                format="jpeg", interactive=False, buttons=[], elem_id="similarity-other", elem_classes="picture",
-                alt_text="Best matches in the second photograph",
-            )  # fmt: skip
+            other_image = picture("similarity-other", "Best matches in the second photograph", second_view)
             with gr.Tabs():
                 with gr.Tab("Is this cosine high?"):
                     histogram = gr.Plot(show_label=False, container=False)
@@ -87,8 +81,8 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         elsewhere = there.picture(across, matches=best_across, **options)
         words = "cosine" if not negatives else "cosine to the queries − to the subtracted"
         return (
-            shown, elsewhere, legend(colormap, LIMITS[limits], words), _readout(here, chosen.queries[-1]),
-            _table(here, best, best_across), *cells(here, chosen.queries[-1:])[0],
+            served(shown), served(elsewhere), legend(colormap, LIMITS[limits], words),
+            _readout(here, chosen.queries[-1]), _table(here, best, best_across), *cells(here, chosen.queries[-1:])[0],
         )  # fmt: skip
 
     def chart(chosen: Chosen, model: str, layer: int, size: str, *_: Any) -> tuple[Any, ...]:
@@ -133,10 +127,11 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         chosen = replace(chosen, other=path)
         return chosen, *draw(chosen, *settings)
 
-    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     outputs = [chosen, *pictures]
     events = [
-        map_image.select(click, [chosen, mode, *inputs[1:]], outputs, trigger_mode="always_last", **quick),
+        # Every click: of those that come while one is answered, "always_last" sends the place of an earlier one.
+        map_image.select(click, [chosen, mode, *inputs[1:]], outputs, **quick),
         gr.on([go.click, row.submit, col.submit], ask, [chosen, mode, row, col, *inputs[1:]], outputs, **quick),
         clear.click(restart, inputs, outputs, **quick),
         *build_strip(viewer.samples, show, "Look at another photo", "photo")(inputs, outputs),
@@ -144,7 +139,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     ]
     for event in events:
         event.success(chart, inputs, charts, **quick)
-    gr.on([part.input for part in drawing.all], draw, inputs, pictures, trigger_mode="always_last", **quick)
+    gr.on([part.input for part in drawing.all], draw, inputs, pictures, **(quick | {"trigger_mode": "always_last"}))
     return Refresh(inputs, [(draw, pictures), (chart, charts)])
 
 
