@@ -97,7 +97,11 @@ class Canvas:
     def inside(self) -> Bool[np.ndarray, "h w"]:
         """Display pixels that belong to the crop the model saw."""
         rows, cols = self._cells
-        return np.outer((rows >= 0) & (rows < self.geometry.rows), (cols >= 0) & (cols < self.geometry.cols))
+        left, top, _, _ = (side / self.geometry.patch_size for side in self.geometry.pad)
+        height, width = (
+            side / self.geometry.patch_size for side in (self.geometry.input_height, self.geometry.input_width)
+        )
+        return np.outer((rows >= top) & (rows < top + height), (cols >= left) & (cols < left + width))
 
     def spread(self, grid: Shaped[np.ndarray, "H W *channels"], *, smooth: bool = False) -> np.ndarray:
         """A map at display size: each cell's value all over its patch, or bilinear between the cells' centres."""
@@ -120,7 +124,7 @@ class Canvas:
         """The photograph under the map's colours; cells that are NaN (padding) show the photograph darkened."""
         grid = values.numpy()
         padded = np.isnan(grid)
-        grid = np.where(padded, np.nanmean(grid), grid) if padded.any() else grid
+        grid = _continued(grid) if padded.any() else grid
         low, high = limits
         index = ((grid - low) / max(high - low, 1e-12) * 255).clip(0, 255)
         if smooth:
@@ -203,6 +207,15 @@ class Canvas:
         first, _, second, _ = patch_to_polygon(self.geometry, row, col)
         corners = [pixel_to_displayed(x - left, y - top, fit="fill", **box) for x, y in (first, second)]
         return *corners[0], *corners[1]
+
+
+def _continued(grid: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+    """The map with the values at its rim continued into the padding, which then pulls on nothing between patches."""
+    rows = (~np.isnan(grid)).any(1).nonzero()[0]
+    grid = grid[np.arange(len(grid)).clip(rows[0], rows[-1])]
+    valid, cols = ~np.isnan(grid), np.arange(grid.shape[1])
+    first, last = valid.argmax(1), len(cols) - 1 - valid[:, ::-1].argmax(1)
+    return np.take_along_axis(grid, cols.clip(first[:, None], last[:, None]), axis=1)
 
 
 def _lerp(places: Float[np.ndarray, "n"], cells: int) -> Float[np.ndarray, "n cells"]:

@@ -50,7 +50,7 @@ def build_api(viewer: Viewer) -> None:
         layer = gr.Number(99, label="layer, from 1; beyond the last: the last", precision=0)
         size = gr.Dropdown(list(SIZES), value=DEFAULT_SIZE, label="size")
         k = gr.Number(5, label="k", precision=0)
-        shown, answer = picture("api-picture", "The answer of the API"), gr.JSON(label="answer")
+        shown, answer = picture("api-picture", "picture"), gr.JSON(label="answer")
         gr.Button().click(
             similarity, [photo, row, column, weights, layer, size, k], [shown, answer], api_name="similarity",
             api_description="The cosine of every patch to the one at (row, column), as a picture and as numbers.",

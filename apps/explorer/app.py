@@ -61,10 +61,11 @@ def _wire(tab: gr.Tab, key: str, active: gr.State, controls: Controls, refresh: 
     # "multiple" everywhere: "once" forgets what comes while an answer is under way, and "always_last", when several
     # functions hang on one event, sends that event to all of them again, whereupon they call one another for ever.
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "multiple"}
+    quiet |= {"concurrency_limit": 1}  # and one after the other, or what was chosen last may be drawn first
     inputs = [active, *refresh.inputs]
     opened = tab.select(lambda: key, None, active, api_visibility="private", show_progress="hidden")
     chains = [opened, *controls.ready]
-    triggers = [controls.layer.select, controls.size.select]  # `input` may come twice for one choice
+    triggers = [controls.layer.input, controls.size.input]  # not `select`, which the keyboard does not send
     for index, (step, outputs) in enumerate(refresh.steps):
         function = if_open(step, len(outputs))
         chains = [chain.success(function, inputs, outputs, **quiet) for chain in chains]

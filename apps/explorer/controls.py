@@ -47,7 +47,7 @@ class Controls:
 def build_controls(viewer: Viewer, page: gr.Blocks) -> Controls:
     """The row above the tabs, with the licence of the chosen weights always in sight."""
     with gr.Row(elem_id="controls", equal_height=True):
-        model = gr.Dropdown(viewer.models, value=viewer.default, label="Weights", scale=5, min_width=220)
+        model = gr.Dropdown(viewer.models, value=viewer.default, label="Weights", scale=5, min_width=300)
         layer = gr.Dropdown([12], value=12, label="Layer", scale=1, min_width=90)  # `load` knows how many
         size = gr.Dropdown(list(SIZES), value=DEFAULT_SIZE, label="Input, long side", scale=2, min_width=120)
     licence = gr.HTML(licence_line(viewer.default), elem_id="licence")
@@ -60,8 +60,7 @@ def build_controls(viewer: Viewer, page: gr.Blocks) -> Controls:
 
     silent: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     opened = page.load(load, model, [layer, licence, loaded], **silent)
-    # The licence stands there before anything is downloaded. Not `input`, which may come twice for one choice.
-    picked = model.select(licence_line, model, licence, **silent)
+    picked = model.input(licence_line, model, licence, **silent)  # before anything is downloaded
     chosen = picked.then(load, model, [layer, licence, loaded], api_visibility="private")
     chosen.failure(lambda name: (name, licence_line(name)), loaded, [model, licence], **silent)
     return Controls(loaded, layer, size, [opened, chosen])

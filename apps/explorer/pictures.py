@@ -18,7 +18,7 @@ def picture(elem_id: str, alt_text: str, value: UInt8[np.ndarray, "h w 3"] | Non
     """A picture to look at, and to click where an event says so; give it what `served` returns."""
     shown = None if value is None else served(value)
     return gr.Image(
-        shown, show_label=False, container=False, interactive=False, buttons=[], elem_id=elem_id,
+        shown, show_label=False, container=False, interactive=False, buttons=[], label=alt_text, elem_id=elem_id,
         elem_classes="picture", alt_text=alt_text,
     )  # fmt: skip
 

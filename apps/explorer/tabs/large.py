@@ -64,13 +64,13 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             map_image = picture("large-map", "The large photograph under its similarity map")
             bar = gr.HTML(legend("viridis", (0, 1), "cosine"))
         with gr.Column(scale=2, min_width=320):
-            gr.HTML("<h3>Around the click, magnified</h3>")
-            part_image = picture("large-part", "The surroundings of the query patch at full resolution")
-            state = gr.HTML(elem_id="large-state")
             with gr.Row():
                 start = gr.Button("Look closely", variant="primary", elem_id="large-start", min_width=130)
                 stop = gr.Button("Stop", elem_id="large-stop", min_width=80)
                 tile = gr.Dropdown(list(TILES), value="768 px", label="Tile", min_width=110)
+            gr.HTML("<h3>Around the click, magnified</h3>")
+            part_image = picture("large-part", "The surroundings of the query patch at full resolution")
+            state = gr.HTML(elem_id="large-state")
     drawing = build_drawing()
     style = drawing.all
     pictures = [map_image, part_image, bar]
@@ -114,11 +114,14 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         for glimpse in glimpses:
             look = Look(photo, glimpse.features(), model)
             look.__dict__["canvas"] = canvas  # the same for all: drawn once
+            if desk.turn == turn:
+                desk.look, desk.sharp = look, glimpse.sharp
+                desk.coarse = desk.coarse if glimpse.done else Look(photo, glimpse.coarse, model)
+                shown = draw(desk, *style)
             if desk.turn != turn:
+                yield desk, *[gr.skip()] * len(pictures), gr.skip()  # the last words count once more at the end
                 return
-            desk.look, desk.sharp = look, glimpse.sharp
-            desk.coarse = desk.coarse if glimpse.done else Look(photo, glimpse.coarse, model)
-            yield desk, *draw(desk, *style), _state(glimpse, look, time.monotonic() - began)
+            yield desk, *shown, _state(glimpse, look, time.monotonic() - began)
 
     def halt(desk: Desk) -> Any:
         desk.turn += 1
@@ -144,16 +147,15 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         desk.photo, desk.point, desk.look = path, _start(*photo.size), None
         return desk, *draw(desk, *style), _progress(0, 1, "Not looked at yet.")
 
-    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     outputs = [desk, *pictures, state]  # the desk itself is the same one: telling keeps it from expiring
-    running = start.click(sharpen, [desk, controls.model, controls.layer, tile, *style], outputs, **quick)
-    stopped = stop.click(None, None, None, cancels=[running], api_visibility="private")
-    stopped.then(halt, desk, state, **quick)
-    map_image.select(click, [desk, *style], pictures, trigger_mode="multiple", **quick)
-    gr.on([part.input for part in style], draw, [desk, *style], pictures, trigger_mode="always_last", **quick)
+    # No `cancels`: Gradio ends a cancelled run by showing its last pictures again, over what came after them.
+    start.click(sharpen, [desk, controls.model, controls.layer, tile, *style], outputs, **quick)
+    stop.click(halt, desk, state, **quick)
+    map_image.select(click, [desk, *style], pictures, concurrency_limit=1, **quick)  # in the order of the clicks
+    gr.on([part.input for part in style], draw, [desk, *style], pictures, **(quick | {"trigger_mode": "always_last"}))
     wire = build_strip(viewer.large_samples, show, "Look at another large photo", "large")
-    for event in wire([desk, *style], outputs):
-        event.then(None, None, None, cancels=[running], api_visibility="private")
+    wire([desk, *style], outputs)
     return Refresh([desk, *style], [(draw, pictures)])
 
 

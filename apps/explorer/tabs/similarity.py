@@ -128,6 +128,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         return chosen, *draw(chosen, *settings)
 
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+    quick |= {"concurrency_limit": 1}  # one after the other, or the last click may be answered first
     outputs = [chosen, *pictures]
     events = [
         # Every click: of those that come while one is answered, "always_last" sends the place of an earlier one.

@@ -22,11 +22,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("explorer") / "log.txt"
-    uploads = {"GRADIO_TEMP_DIR": str(log.parent / "uploads")}
+    own = {"GRADIO_TEMP_DIR": str(log.parent / "uploads"), "HF_HOME": str(log.parent / "hub"), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "apps.cli", "app", "--port", str(port), "--no-open"],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | uploads, start_new_session=True,
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | own,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}/"
     try:
@@ -40,10 +40,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.3)
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        server.send_signal(signal.SIGINT)  # in our group: what ends the tests from outside ends it too
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+            server.kill()
             server.wait()
     assert "Traceback" not in log.read_text(), log.read_text()

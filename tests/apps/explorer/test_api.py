@@ -1,12 +1,19 @@
 """The named endpoints give the numbers of the functions behind them, and sentences for mistakes."""
 
+import socket
+
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from apps.explorer.app import build
+from apps.explorer.viewer import Viewer
+from core.dense.color import fit_basis, to_rgb
+from core.dense.geometry import patch_centre
 from core.dense.similarity import cosine_map
-from core.models.weights import load_backbone
+from core.models.weights import PUBLISHED, load_backbone
 from workbench import extract, open_image
 from workbench.images import list_samples
 
@@ -32,10 +39,25 @@ def test_similarity_gives_the_cosines_of_the_functions(client):
     assert open_image(picture).size == (1024, 681)
 
 
-def test_pca_and_models_answer(client):
+def test_pca_gives_the_colours_of_the_functions(client):
     picture, answer = client.predict(handle_file(str(PHOTO)), WEIGHTS, 12, "256 px", api_name="/pca")
-    assert open_image(picture).size == (1024, 681) and 0.3 < sum(answer["explained"]) <= 1
-    assert client.predict(api_name="/models")["dinov3_vits16"] == {"licence": "DINOv3 License"}
+    features = extract(load_backbone(WEIGHTS), open_image(PHOTO), size=256)
+    basis = fit_basis(features.patches, valid=features.valid)
+    np.testing.assert_allclose(answer["explained"], basis.explained.numpy(), atol=1e-4)
+    expected = to_rgb(basis, features.patches).numpy().astype(int)
+    pixels = open_image(picture).pixels
+    for row, col in ((0, 0), (5, 7), (10, 16)):
+        x, y = patch_centre(features.geometry, row, col)
+        width, height = open_image(PHOTO).size
+        shown = pixels[int(y / height * pixels.shape[0]), int(x / width * pixels.shape[1])].astype(int)
+        assert np.abs(shown - expected[row, col]).max() <= 1
+
+
+def test_models_names_every_weight_on_offer_with_its_licence(client):
+    models = client.predict(api_name="/models")
+    assert {name: entry["licence"] for name, entry in models.items()} == {
+        name: entry.licence.name for name, entry in PUBLISHED.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -44,6 +66,10 @@ def test_pca_and_models_answer(client):
         ({"row": 999}, "outside the 12x18 grid"),
         ({"weights": "/etc/passwd"}, "no weights called"),
         ({"layer": 0}, "Layers count from 1"),
+        ({"k": -1}, "cannot be negative"),
+        ({"row": None}, "as whole numbers"),
+        ({"photo": None}, "path of a photo"),
+        ({"photo": handle_file(__file__)}, "not a picture in a known format"),
         ({"photo": {"path": "http://127.0.0.1:9/cat.jpg", "meta": {"_type": "gradio.FileData"}}}, "not fetched"),
     ],
 )
@@ -52,3 +78,28 @@ def test_mistakes_get_a_sentence(client, changes, words):
     inputs = inputs | {"size": "256 px", "k": 3} | changes
     with pytest.raises(AppError, match=words):
         client.predict(*inputs.values(), api_name="/similarity")
+
+
+def test_files_of_the_server_are_not_read_for_a_caller():
+    """A caller who only names a path, instead of sending a file, gets nothing, be it a picture or not.
+
+    In a server of its own, for Gradio writes the attempt into the log.
+    """
+    page = build(Viewer())
+    _, address, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, inbrowser=False)
+    try:
+        for path in (str(PHOTO), "/etc/passwd"):
+            photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            inputs = {"data": [photo, 0, 0, WEIGHTS, 12, "256 px", 3]}
+            event = httpx.post(f"{address}gradio_api/call/similarity", json=inputs).json()["event_id"]
+            answer = httpx.get(f"{address}gradio_api/call/similarity/{event}", timeout=30).text
+            assert answer.startswith("event: error") and "cosine" not in answer
+            assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+    finally:
+        page.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -12,8 +12,10 @@ from PIL import Image
 
 from core.dense.geometry import pixel_to_displayed, pixel_to_patch, plan
 from workbench.draw import QUERY
+from workbench.images import list_samples
 
 PATCH = 14  # of the weights that come with the project
+SAMPLES = list_samples()[0].path.parent
 ERRORS = "[data-testid=toast-body]"
 
 
@@ -132,7 +134,7 @@ def test_a_click_lands_in_the_patch_under_the_pointer(visit, viewport, scale, zo
                 upload(page, "photo", "tiny.jpg", encoded(picture(*size)))
         geometry = plan(*size, PATCH, size=256)
         width, height = size
-        rim = width / 120  # the corners of a picture are rounded, and beyond them there is nothing to click
+        rim = width / 250  # a pixel or two of the screen: a click's place is a whole number of them
         for x, y in (
             (rim, rim),
             (width - rim, height - rim),
@@ -265,6 +267,138 @@ def test_locked_colours_stay_from_photo_to_photo(visit):
     with new_picture(page, "#pca-map img"):
         page.get_by_label("Foreground only").check()
     assert shown(page, "#pca-map img").mean() < first.mean()
+
+
+def requests_of(page: Any) -> list[int]:
+    """Fills with one number for every function that the page asks of the server from now on."""
+    asked: list[int] = []
+    page.on("request", lambda r: asked.append(r.post_data_json["fn_index"]) if r.url.endswith("/join?") else None)
+    return asked
+
+
+def test_of_quick_clicks_the_last_one_stays_and_the_page_comes_to_rest(visit):
+    page = visit()
+    page.wait_for_timeout(1000)
+    asked = requests_of(page)
+    for x in (60, 130, 200, 270, 340, 410):
+        click_pixel(page, (500, 375), x, x / 2 + 60)
+    says(page, pixel_to_patch(plan(500, 375, PATCH, size=256), 410, 265))
+    page.wait_for_timeout(1000)
+    says(page, pixel_to_patch(plan(500, 375, PATCH, size=256), 410, 265))
+    assert 2 <= len(asked) <= 12  # an answer and its charts for each click, but for those that fell between two pictures
+    choose(page, "Layer", "11")
+    page.get_by_text("layer 11, after").wait_for()
+    page.wait_for_timeout(1000)
+    settled = len(asked)
+    page.wait_for_timeout(1000)
+    assert len(asked) == settled < 25
+
+
+def test_weights_that_cannot_be_had_leave_everything_as_it_was(visit):
+    page = visit()
+    before = page.get_attribute("#similarity-map img", "src"), page.inner_text("#licence")
+    choose(page, "Weights", "dinov3_vits16 (DINOv3 License, gated, downloads)")
+    page.wait_for_selector(ERRORS)
+    words = page.inner_text(ERRORS)
+    assert words.count("HF_HUB_OFFLINE") == 1 and "dinov2_vits14_saliency" in words  # what is wrong, and a way out
+    page.wait_for_function("() => document.querySelector('#licence').innerText.includes('saliency')")
+    assert page.get_by_label("Weights", exact=True).input_value() == "dinov2_vits14_saliency (comes with the project)"
+    assert (page.get_attribute("#similarity-map img", "src"), page.inner_text("#licence")) == before
+    with new_picture(page, "#similarity-map img"):
+        click_pixel(page, (500, 375), 100, 300)
+
+
+def test_drawing_settings_change_the_picture_and_no_opacity_is_the_photograph(visit):
+    page = visit()
+    page.get_by_role("button", name="Drawing").first.click()
+    for label, option in (("Colour map", "magma"), ("Colour limits", "-1 to 1")):
+        with new_picture(page, "#similarity-map img"):
+            choose(page, label, option)
+    assert "-1.00" in page.inner_text(".legend >> nth=0")
+    with new_picture(page, "#similarity-map img"):
+        page.get_by_label("bilinear").first.check()
+    opacity = page.get_by_label("range slider for Opacity of the map").first
+    with new_picture(page, "#similarity-map img"):
+        opacity.press("Home")
+    page.wait_for_timeout(1000)
+    photo = Image.open(SAMPLES / "cat_bengal.jpg").resize((1024, 768), Image.Resampling.BILINEAR)
+    # The frames and numbers of query and matches stay, so the middle and not the mean is compared.
+    assert np.median(np.abs(shown(page).astype(int) - np.asarray(photo))) <= 2
+
+
+def test_a_second_photo_changes_the_comparison_alone(visit):
+    page = visit()
+    before = page.get_attribute("#similarity-map img", "src")
+    with new_picture(page, "#similarity-other img"):
+        page.locator("#other-strip button").nth(3).click()
+    with new_picture(page, "#similarity-other img"):
+        upload(page, "other", "narrow.png", encoded(picture(70, 210), "PNG"))
+    assert shown(page, "#similarity-other img").shape[:2] == (1024, 341)
+    assert page.get_attribute("#similarity-map img", "src") == before
+
+
+def test_everything_can_be_reached_and_set_with_the_keyboard(visit):
+    page = visit()
+    page.get_by_role("button", name="Drawing").first.click()
+    name = "e => e.getAttribute('aria-label') || e.id || e.value || e.innerText"
+    wanted = {"Weights", "Layer", "Input, long side", "Similarity", "PCA", "4K", "About", "new", "Row", "Column"}
+    wanted |= {"similarity-clear", "similarity-ask", "photo-upload", "other-upload", "Colour map", "Colour limits"}
+    wanted |= {"range slider for Opacity of the map", "Thumbnail 1 of 15", "Thumbnail 15 of 15"}
+    reached = set()
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(f"({name})(document.activeElement)"))
+    assert wanted - reached == set()
+    assert page.evaluate("[...document.images].filter(e => !e.alt).map(e => e.src)") == []
+
+    page.get_by_label("Layer", exact=True).focus()
+    for key in ("ArrowUp", "ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("layer 10, after").wait_for()
+    page.get_by_label("Row", exact=True).fill("2")
+    page.get_by_label("Column", exact=True).fill("9")
+    page.keyboard.press("Enter")
+    says(page, (2, 9))
+
+
+def test_locked_colours_are_carried_to_another_layer(visit):
+    page = visit()
+    page.get_by_role("tab", name="PCA", exact=True).click()
+    page.wait_for_selector("#pca-map img")
+    page.get_by_label("Lock the colours").check()
+    page.get_by_text("Colours locked on").wait_for()
+    first = shown(page, "#pca-map img").astype(int)
+    with new_picture(page, "#pca-map img"):
+        choose(page, "Layer", "11")
+    page.get_by_text("orthogonal Procrustes").wait_for()
+    turned = shown(page, "#pca-map img").astype(int)
+    page.get_by_label("Lock the colours").uncheck()
+    page.get_by_text("Colours fitted on this photo").wait_for()
+    free = shown(page, "#pca-map img").astype(int)
+    assert 0 < np.abs(turned - first).mean() < np.abs(free - first).mean()
+
+
+@pytest.mark.long
+def test_another_large_photo_takes_the_place_of_one_that_is_being_looked_at(visit):
+    page = visit(size=None)
+    page.get_by_role("tab", name="4K", exact=True).click()
+    page.wait_for_selector("#large-map img")
+    with new_picture(page, "#large-map img"):
+        upload(page, "large", "first.jpg", encoded(picture(1500, 1100)))
+    choose(page, "Tile", "512 px")
+    page.click("#large-start")
+    page.wait_for_function("document.querySelector('#large-state').innerText.match(/[1-9] of \\d+ tiles/)")
+    with new_picture(page, "#large-map img"):
+        upload(page, "large", "second.jpg", encoded(picture(400, 1000, seed=1)))
+    page.get_by_text("Not looked at yet.").wait_for()
+    page.wait_for_timeout(4000)
+    assert "Not looked at yet." in page.inner_text("#large-state")
+    photo = picture(400, 1000, seed=1).resize((410, 1024), Image.Resampling.BILINEAR)
+    assert np.median(np.abs(shown(page, "#large-map img").astype(int) - np.asarray(photo))) <= 3
+    with new_picture(page, "#large-map img"):
+        page.click("#large-start")
+    page.get_by_text(re.compile(r"All \d+ tiles")).wait_for(timeout=60_000)
+    assert shown(page, "#large-map img").shape[:2] == (1024, 410)
 
 
 @pytest.mark.long
