@@ -109,7 +109,9 @@ def test_gramscope_commands_answer(tmp_path):
             assert shown in page
 
 
-def test_the_python_example_runs():
-    code = block("python", "backbone = load") + "\nprint(features.patches.shape)\n"
+def test_the_python_examples_run(tmp_path):
+    code = block("python", "backbone = load") + "\nprint(features.patches.shape)\n" + block("python", "view.save")
+    code = code.replace("view.html", f"{tmp_path}/view.html")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "torch.Size([42, 55, 384])\n", done.stderr
+    assert (tmp_path / "view.html").stat().st_size > 1_000_000

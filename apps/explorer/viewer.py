@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from apps.explorer.views import PackFiles
 from core.dense.geometry import plan
 from core.models import Backbone
 from core.models.weights import PUBLISHED, WeightsError, load_backbone
@@ -32,6 +33,7 @@ class Viewer:
     def __init__(self, weights: str | None = None) -> None:
         self.default = weights or DEFAULT
         self.looks = Looks()
+        self.packs = PackFiles()
         self._models: dict[str, Backbone] = {}
         self._loading = threading.Lock()
 

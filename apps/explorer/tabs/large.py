@@ -13,11 +13,14 @@ from torch import Tensor
 from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
 from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import Viewer, plain_canvas, plain_errors
+from apps.explorer.views import DRAWN_BY, build_view
 from core.dense.extract import Glimpse, extract_tiles
 from core.dense.geometry import Box, Point, carried, pixel_to_patch
 from core.dense.inputs import MAX_SIDE, picture_geometry
 from workbench.draw import QUERY, Canvas, legend
-from workbench.looks import Look
+from workbench.images import Photo
+from workbench.looks import Look, ModelCard, card_of
+from workbench.packs import Pack, pack_features
 
 title = "4K"
 
@@ -37,6 +40,8 @@ class Desk:
     look: Look | None = None  # the sharpest there is so far
     coarse: Look | None = None  # the whole photo at the size of one tile
     sharp: Bool[Tensor, "H W"] | None = None  # cells of `look` that tiles have covered
+    coarse_pack: Pack | None = None  # for the view on the page
+    pack: Pack | None = None
     turn: int = 0  # moves on when a run begins, is stopped or loses its photo: a run whose turn is over ends
 
     def similarity(self) -> Float[Tensor, "H W"]:
@@ -59,7 +64,9 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     first = viewer.large_samples[0]
     desk = gr.State(Desk(str(first.path), _start(first.width, first.height)), time_to_live=3600)
     with gr.Row():
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=320, visible=False) as place:
+            view = build_view("large-view")
+        with gr.Column(scale=3, min_width=320) as drawn:
             gr.HTML("<h3>Press “Look closely”, then click anywhere</h3>")
             map_image = picture("large-map", "The large photograph under its similarity map")
             bar = gr.HTML(legend("viridis", (0, 1), "cosine"))
@@ -68,12 +75,29 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
                 start = gr.Button("Look closely", variant="primary", elem_id="large-start", min_width=130)
                 stop = gr.Button("Stop", elem_id="large-stop", min_width=80)
                 tile = gr.Dropdown(list(TILES), value="768 px", label="Tile", min_width=110)
-            gr.HTML("<h3>Around the click, magnified</h3>")
-            part_image = picture("large-part", "The surroundings of the query patch at full resolution")
             state = gr.HTML(elem_id="large-state")
-    drawing = build_drawing()
+            with gr.Column() as magnified:
+                gr.HTML("<h3>Around the click, magnified</h3>")
+                part_image = picture("large-part", "The surroundings of the query patch at full resolution")
+    with gr.Column(visible=False) as more:
+        drawing = build_drawing()
+    drawn_by = gr.Radio(DRAWN_BY, value="page", label="Who draws the map", elem_id="large-drawn-by")
     style = drawing.all
     pictures = [map_image, part_image, bar]
+    sides = [place, drawn, magnified, more]
+
+    def sides_of(desk: Desk, drawn_by: str) -> list[Any]:
+        """Which columns are seen: the view once it has something to show, the server's pictures otherwise."""
+        on_page = drawn_by == "page" and desk.look is not None
+        return [gr.update(visible=shown) for shown in (on_page, not on_page, not on_page, drawn_by == "server")]
+
+    def value_of(desk: Desk, **state: Any) -> Any:
+        """What the view on the page is told: the coarse map and, over it, what is sharp so far."""
+        if desk.coarse_pack is None:
+            return gr.skip()
+        packs = [pack for pack in (desk.coarse_pack, desk.pack) if pack]
+        panes = [{"pack": 1, "show": "similarity", "under": 0}] if desk.pack else []
+        return viewer.packs.value(packs, panes=panes, **state)
 
     def draw(desk: Desk, opacity: float, colormap: str, limits: str, smooth: bool) -> tuple[Any, ...]:
         if desk.look is None:
@@ -98,7 +122,11 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             legend(colormap, LIMITS[limits], "cosine"),
         )
 
-    def sharpen(desk: Desk, model: str, layer: int, tile: str, *style: Any) -> Iterator[tuple[Any, ...]]:
+    def sharpen(
+        desk: Desk, shown: dict[str, Any], drawn_by: str, model: str, layer: int, tile: str, *style: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        if desk.look is not None and drawn_by == "page":
+            desk.point = _asked(shown, desk)
         backbone = viewer.backbone(model)
         photo = viewer.photo(desk.photo)
         desk.turn += 1
@@ -109,19 +137,34 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             geometry = picture_geometry(backbone, photo, size=min(MAX_SIDE, max(photo.size)), layer=index)
             near = pixel_to_patch(geometry, *desk.point)
             glimpses = extract_tiles(backbone, photo, geometry, layer=index, tile=TILES[tile], first=near)
-        yield desk, *[gr.skip()] * len(pictures), _progress(0, 1, "A first look at the whole photo …")
+        kept = [gr.skip()] * (len(pictures) + 1 + len(sides))
+        yield desk, *kept, _progress(0, 1, "A first look at the whole photo …")
         canvas = Canvas(photo.pixels, geometry)
+        card, packed, cost = card_of(backbone), began, 0.0
+        desk.pack = None
         for glimpse in glimpses:
             look = Look(photo, glimpse.features(), model)
             look.__dict__["canvas"] = canvas  # the same for all: drawn once
             if desk.turn == turn:
                 desk.look, desk.sharp = look, glimpse.sharp
                 desk.coarse = desk.coarse if glimpse.done else Look(photo, glimpse.coarse, model)
-                shown = draw(desk, *style)
+                value, pictured = gr.skip(), [gr.skip()] * len(pictures)
+                if drawn_by == "server":
+                    pictured = list(draw(desk, *style))
+                elif not glimpse.done:
+                    desk.coarse_pack = pack_features(glimpse.coarse, card, photo)
+                    value = value_of(desk, queries=[_query(photo, desk.point)])
+                # Packing takes a second or two: never more than an eighth of the time that the tiles take.
+                elif glimpse.done == glimpse.total or time.monotonic() - packed > max(8 * cost, 4):
+                    start = time.monotonic()
+                    desk.pack = _packed(glimpse, look, card)
+                    value, packed = value_of(desk), time.monotonic()
+                    cost = packed - start
             if desk.turn != turn:
-                yield desk, *[gr.skip()] * len(pictures), gr.skip()  # the last words count once more at the end
+                yield desk, *kept, gr.skip()  # the last words count once more at the end
                 return
-            yield desk, *shown, _state(glimpse, look, time.monotonic() - began)
+            seen = sides_of(desk, drawn_by) if not glimpse.done else [gr.skip()] * len(sides)
+            yield desk, *pictured, value, *seen, _state(glimpse, look, time.monotonic() - began)
 
     def halt(desk: Desk) -> Any:
         desk.turn += 1
@@ -141,22 +184,59 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             gr.Info("The query will be here. “Look closely” begins around it.")
         return draw(desk, *style)
 
-    def show(path: str, desk: Desk, *style: Any) -> Any:
+    def show(path: str, desk: Desk, drawn_by: str, *style: Any) -> Any:
         photo = viewer.photo(path)
         desk.turn += 1
         desk.photo, desk.point, desk.look = path, _start(*photo.size), None
-        return desk, *draw(desk, *style), _progress(0, 1, "Not looked at yet.")
+        desk.coarse_pack = desk.pack = None
+        told = _progress(0, 1, "Not looked at yet.")
+        return desk, *draw(desk, *style), gr.skip(), *sides_of(desk, drawn_by), told
+
+    def switch(shown: dict[str, Any], desk: Desk, drawn_by: str, *style: Any) -> Any:
+        """The other way of drawing takes over the point, and the packs that are not made yet are made."""
+        value, photo = gr.skip(), viewer.photo(desk.photo)
+        if desk.look is not None and drawn_by == "server":
+            desk.point = _asked(shown, desk)
+        if desk.look is not None and desk.coarse is not None and drawn_by == "page":
+            card = card_of(viewer.backbone(desk.look.model))
+            desk.coarse_pack = desk.coarse_pack or pack_features(desk.coarse.features, card, photo)
+            if desk.sharp is not None and desk.sharp.any():
+                desk.pack = _sharp_pack(desk.look, desk.sharp, card, growing=not bool(desk.sharp.all()))
+            value = value_of(desk, queries=[_query(photo, desk.point)])
+        return desk, *draw(desk, *style), value, *sides_of(desk, drawn_by)
 
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
-    outputs = [desk, *pictures, state]  # the desk itself is the same one: telling keeps it from expiring
+    outputs = [desk, *pictures, view, *sides, state]  # the desk itself is the same one: telling keeps it from expiring
     # No `cancels`: Gradio ends a cancelled run by showing its last pictures again, over what came after them.
-    start.click(sharpen, [desk, controls.model, controls.layer, tile, *style], outputs, **quick)
+    start.click(sharpen, [desk, view, drawn_by, controls.model, controls.layer, tile, *style], outputs, **quick)
     stop.click(halt, desk, state, **quick)
     map_image.select(click, [desk, *style], pictures, concurrency_limit=1, **quick)  # in the order of the clicks
     gr.on([part.input for part in style], draw, [desk, *style], pictures, **(quick | {"trigger_mode": "always_last"}))
     wire = build_strip(viewer.large_samples, show, "Look at another large photo", "large")
-    wire([desk, *style], outputs)
+    wire([desk, drawn_by, *style], outputs)
+    drawn_by.input(switch, [view, desk, drawn_by, *style], outputs[:-1], **quick)
     return Refresh([desk, *style], [(draw, pictures)])
+
+
+def _query(photo: Photo, point: Point) -> dict[str, Any]:
+    return {"image": photo.digest, "x": point[0], "y": point[1], "sign": 1}
+
+
+def _asked(shown: dict[str, Any], desk: Desk) -> Point:
+    """The point that is pinned in the view on the page, or the one that the desk knows."""
+    digest = desk.look.photo.digest if desk.look else ""
+    pinned = [query for query in shown["state"].get("queries", []) if query["image"] == digest and query["sign"] > 0]
+    return (pinned[0]["x"], pinned[0]["y"]) if pinned else desk.point
+
+
+def _packed(glimpse: Glimpse, look: Look, card: ModelCard) -> Pack:
+    return _sharp_pack(look, glimpse.sharp, card, growing=glimpse.done < glimpse.total)
+
+
+def _sharp_pack(look: Look, sharp: Bool[Tensor, "H W"], card: ModelCard, growing: bool) -> Pack:
+    """The pack of the cells that tiles have covered; the others are zeros, which the view takes for not there yet."""
+    features = replace(look.features, patches=look.features.patches * sharp[..., None])
+    return pack_features(features, card, look.photo, growing=growing, basis=None if growing else look.basis)
 
 
 def _start(width: int, height: int) -> Point:

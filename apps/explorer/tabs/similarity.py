@@ -9,6 +9,7 @@ import numpy as np
 from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
 from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import SIZES, Viewer, plain_canvas, refusal
+from apps.explorer.views import DRAWN_BY, build_view
 from core.dense.geometry import Point, patch_centre
 from core.dense.reference import null_curves, standing
 from core.dense.similarity import Cell, Match
@@ -19,6 +20,7 @@ from workbench.plots import cosine_by_distance, cosine_histogram
 title = "Similarity"
 
 START = (165.0, 105.0)  # the face of the cat in the first photograph
+KEPT = 4  # panes that stay beside those of the two photos
 MODES = [("ask anew", "new"), ("add to the query", "add"), ("subtract from it", "subtract")]
 
 
@@ -30,13 +32,20 @@ class Chosen:
     other: str
     queries: tuple[Point, ...]
     negatives: tuple[Point, ...] = ()
+    kept: tuple[tuple[str, str, int, str], ...] = ()  # photo, weights, layer and size of panes that stay
 
 
 def build(viewer: Viewer, controls: Controls) -> Refresh:
     first, second = viewer.samples[0], viewer.samples[1]
     first_view, second_view = (plain_canvas(viewer.photo(str(sample.path))).photo for sample in (first, second))
-    chosen = gr.State(Chosen(str(first.path), str(second.path), (START,)))
-    with gr.Row():
+    start = Chosen(str(first.path), str(second.path), (START,))
+    chosen = gr.State(start)
+    with gr.Column() as place:
+        view = build_view("similarity-view", queries=_queries(start, viewer.photo(start.photo).digest))
+        with gr.Row(elem_classes="ask"):
+            stay = gr.Button("Keep this map to compare", size="sm", scale=0, min_width=200, elem_id="similarity-keep")
+            only = gr.Button("Only the two photos", size="sm", scale=0, min_width=160, elem_id="similarity-drop")
+    with gr.Row(visible=False) as drawn:
         with gr.Column(scale=3, min_width=320):
             gr.HTML("<h3>Click a patch</h3>")
             map_image = picture("similarity-map", "The photograph under its similarity map", first_view)
@@ -57,16 +66,57 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
                     histogram = gr.Plot(show_label=False, container=False)
                 with gr.Tab("How local?"):
                     distances = gr.Plot(show_label=False, container=False)
-    matches = gr.HTML(elem_id="similarity-matches")
-    drawing = build_drawing()
+    with gr.Column(visible=False) as more:
+        matches = gr.HTML(elem_id="similarity-matches")
+        drawing = build_drawing()
+    drawn_by = gr.Radio(DRAWN_BY, value="page", label="Who draws the map", elem_id="similarity-drawn-by")
 
-    inputs = [chosen, *controls.all, *drawing.all]
+    inputs = [chosen, drawn_by, *controls.all, *drawing.all]
     pictures = [map_image, other_image, bar, readout, matches, row, col]
     charts = [histogram, distances]
 
     def looks(chosen: Chosen, model: str, layer: int, size: str) -> tuple[Look, Look]:
         settings = {"size": SIZES[size], "layer": layer}
         return viewer.look(chosen.photo, model, **settings), viewer.look(chosen.other, model, **settings)
+
+    def present(chosen: Chosen, drawn_by: str, model: str, layer: int, size: str, *_: Any, **state: Any) -> Any:
+        if drawn_by != "page":
+            return gr.skip()
+        here, there = looks(chosen, model, layer, size)
+        packs = [viewer.packs.of(here, [there]), viewer.packs.of(there, [here])]
+        for photo, weights, number, side in chosen.kept:
+            kept = viewer.look(photo, weights, layer=number, size=SIZES[side])
+            if kept not in (here, there):
+                packs.append(viewer.packs.of(kept))
+        return viewer.packs.value(packs, **state)
+
+    def keep(chosen: Chosen, drawn_by: str, model: str, layer: int, size: str, *style: Any) -> Any:
+        kept = (chosen.photo, model, layer, size)
+        chosen = replace(chosen, kept=(*(other for other in chosen.kept if other != kept), kept)[-KEPT:])
+        gr.Info("This map stays. Choose another layer, size or weights, and both stand side by side.")
+        return chosen, present(chosen, drawn_by, model, layer, size, panes=[])
+
+    def drop(chosen: Chosen, *settings: Any) -> Any:
+        chosen = replace(chosen, kept=())
+        return chosen, present(chosen, *settings, panes=[])
+
+    def draw_or_not(chosen: Chosen, drawn_by: str, *settings: Any) -> Any:
+        return draw(chosen, *settings) if drawn_by == "server" else [gr.skip()] * len(pictures)
+
+    def chart_or_not(chosen: Chosen, drawn_by: str, *settings: Any) -> Any:
+        return chart(chosen, *settings) if drawn_by == "server" else [gr.skip()] * len(charts)
+
+    def switch(view: dict[str, Any], chosen: Chosen, drawn_by: str, *settings: Any) -> Any:
+        """The other way of drawing takes over what is asked; both know it as pixels."""
+        digest = viewer.photo(chosen.photo).digest
+        if drawn_by == "server":
+            points = [(q["sign"], (q["x"], q["y"])) for q in view["state"].get("queries", []) if q["image"] == digest]
+            asked = tuple(point for sign, point in points if sign > 0) or chosen.queries[:1]
+            chosen = replace(chosen, queries=asked, negatives=tuple(point for sign, point in points if sign < 0))
+        shown = [gr.update(visible=drawn_by == "page"), *[gr.update(visible=drawn_by == "server")] * 2]
+        state: dict[str, Any] = {"queries": _queries(chosen, digest)}
+        value: Any = present(chosen, drawn_by, *settings, **state)
+        return *shown, chosen, value, *draw_or_not(chosen, drawn_by, *settings)
 
     def draw(
         chosen: Chosen, model: str, layer: int, size: str, opacity: float, colormap: str, limits: str, smooth: bool
@@ -119,29 +169,41 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
 
     def show(path: str, chosen: Chosen, *settings: Any) -> Any:
         photo = viewer.photo(path)
-        chosen = Chosen(path, chosen.other, _middle(*photo.size))
-        return chosen, *draw(chosen, *settings)
+        chosen = Chosen(path, chosen.other, _middle(*photo.size), kept=chosen.kept)
+        value = present(chosen, *settings, queries=_queries(chosen, photo.digest))
+        return chosen, value, *draw_or_not(chosen, *settings)
 
     def compare(path: str, chosen: Chosen, *settings: Any) -> Any:
         viewer.photo(path)
         chosen = replace(chosen, other=path)
-        return chosen, *draw(chosen, *settings)
+        return chosen, present(chosen, *settings), *draw_or_not(chosen, *settings)
 
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     quick |= {"concurrency_limit": 1}  # one after the other, or the last click may be answered first
     outputs = [chosen, *pictures]
+    settings = [*controls.all, *drawing.all]
     events = [
         # Every click: of those that come while one is answered, "always_last" sends the place of an earlier one.
-        map_image.select(click, [chosen, mode, *inputs[1:]], outputs, **quick),
-        gr.on([go.click, row.submit, col.submit], ask, [chosen, mode, row, col, *inputs[1:]], outputs, **quick),
-        clear.click(restart, inputs, outputs, **quick),
-        *build_strip(viewer.samples, show, "Look at another photo", "photo")(inputs, outputs),
-        *build_strip(viewer.samples, compare, "Compare with another photo", "other")(inputs, outputs),
+        map_image.select(click, [chosen, mode, *settings], outputs, **quick),
+        gr.on([go.click, row.submit, col.submit], ask, [chosen, mode, row, col, *settings], outputs, **quick),
+        clear.click(restart, [chosen, *settings], outputs, **quick),
+        drawn_by.input(switch, [view, *inputs], [place, drawn, more, chosen, view, *pictures], **quick),
+        *build_strip(viewer.samples, show, "Look at another photo", "photo")(inputs, [chosen, view, *pictures]),
+        *build_strip(viewer.samples, compare, "Compare with another photo", "other")(inputs, [chosen, view, *pictures]),
     ]
+    stay.click(keep, inputs, [chosen, view], **quick)
+    only.click(drop, inputs, [chosen, view], **quick)
     for event in events:
-        event.success(chart, inputs, charts, **quick)
-    gr.on([part.input for part in drawing.all], draw, inputs, pictures, **(quick | {"trigger_mode": "always_last"}))
-    return Refresh(inputs, [(draw, pictures), (chart, charts)])
+        event.success(chart_or_not, inputs, charts, **quick)
+    last: dict[str, Any] = quick | {"trigger_mode": "always_last"}
+    gr.on([part.input for part in drawing.all], draw, [chosen, *settings], pictures, **last)
+    return Refresh(inputs, [(present, [view]), (draw_or_not, pictures), (chart_or_not, charts)])
+
+
+def _queries(chosen: Chosen, digest: str) -> list[dict[str, Any]]:
+    """What is asked, as the view on the page knows it."""
+    points = [(1, point) for point in chosen.queries] + [(-1, point) for point in chosen.negatives]
+    return [{"image": digest, "x": x, "y": y, "sign": sign} for sign, (x, y) in points]
 
 
 def cells(look: Look, points: tuple[Point, ...]) -> list[Cell]:

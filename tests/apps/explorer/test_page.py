@@ -1,4 +1,7 @@
-"""The explorer in a real browser: clicks land, pictures answer, bad files get a sentence, users stay apart."""
+"""The explorer in a real browser, its maps drawn by the server.
+
+Clicks land, pictures answer, bad files get a sentence, users stay apart.
+"""
 
 import io
 import re
@@ -40,6 +43,7 @@ def visit(browser: Any, app: str) -> Iterator[Callable[..., Any]]:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
         page = contexts[-1].new_page()
         page.goto(app)
+        page.locator("#similarity-drawn-by").get_by_text("the server").click()
         answered(page)
         if size:
             with new_picture(page, "#similarity-map img"):
@@ -109,6 +113,8 @@ def test_the_page_opens_with_an_answer_and_asks_nobody_else(browser, app):
     page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.goto(app)
+    page.locator("#similarity-view .gs-matches li").nth(9).wait_for(timeout=90_000)
+    page.locator("#similarity-drawn-by").get_by_text("the server").click()
     answered(page)
     says(page, (11, 18))
     for tab in ("PCA", "4K", "About", "Similarity"):
@@ -382,6 +388,7 @@ def test_locked_colours_are_carried_to_another_layer(visit):
 def test_another_large_photo_takes_the_place_of_one_that_is_being_looked_at(visit):
     page = visit(size=None)
     page.get_by_role("tab", name="4K", exact=True).click()
+    page.locator("#large-drawn-by").get_by_text("the server").click()
     page.wait_for_selector("#large-map img")
     with new_picture(page, "#large-map img"):
         upload(page, "large", "first.jpg", encoded(picture(1500, 1100)))
@@ -405,6 +412,7 @@ def test_another_large_photo_takes_the_place_of_one_that_is_being_looked_at(visi
 def test_a_large_photo_sharpens_answers_meanwhile_and_stops(visit):
     page = visit(size=None)
     page.get_by_role("tab", name="4K", exact=True).click()
+    page.locator("#large-drawn-by").get_by_text("the server").click()
     page.wait_for_selector("#large-map img")
     with new_picture(page, "#large-map img"):
         upload(page, "large", "wide.jpg", encoded(picture(1900, 1300), quality=90))

@@ -1,0 +1,5 @@
+"""Views of patch features for notebooks; the app and saved files draw with the same modules."""
+
+from workbench.widgets.similarity import Similarity
+
+__all__ = ["Similarity"]

@@ -1,0 +1,72 @@
+/** Elements of the similarity view, and how they look. */
+
+export const COLORS = { query: "#e53935", negative: "#4285f4", match: "#ffd60a", chosen: "#ff9800", hover: "#fff" };
+
+/** An element with properties, of which aria-... and role are attributes, and children. */
+export function make(tag, properties = {}, children = []) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "role" || name.startsWith("aria-")) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Sets the properties that changed: an equal text set anew would cost a layout. */
+export function update(element, properties) {
+  for (const [name, value] of Object.entries(properties)) if (element[name] !== value) element[name] = value;
+}
+
+/** Brings the style to where the view stands: the page, or a shadow root. */
+export function style(root) {
+  const place = root === document || !root.host ? document.head : root;
+  if (place.querySelector("style[data-gramscope=similarity]")) return;
+  const sheet = make("style", { textContent: STYLE });
+  sheet.dataset.gramscope = "similarity";
+  place.append(sheet);
+}
+
+const STYLE = `
+.gs-view { color-scheme: light dark; --gs-soft: light-dark(#6b7280, #9ca3af); --gs-line: light-dark(#d1d5db, #4b5563); --gs-back: light-dark(#f3f4f6, #1f2937);
+  color: light-dark(#1f2937, #e5e7eb); font: 13px/1.4 system-ui, -apple-system, "Segoe UI", sans-serif; font-variant-numeric: tabular-nums;
+  &:fullscreen { background: light-dark(#fff, #111827); overflow: auto; padding: 12px; box-sizing: border-box; }
+  [hidden] { display: none !important; }
+  :focus-visible { outline: 2px solid light-dark(#2563eb, #60a5fa); outline-offset: 1px; }
+  p { margin: 0; }
+  figure { margin: 0 auto; min-width: 0; width: min(100%, max(480px, 64vh * var(--gs-aspect, 1))); }
+  figcaption, .gs-bar label, .gs-numbers, .gs-legend label, .gs-note, details { color: var(--gs-soft); }
+  select, button, input:not([type]) { appearance: auto; font: inherit; color: light-dark(#1f2937, #e5e7eb); background: light-dark(#fff, #111827); border: 1px solid var(--gs-line); border-radius: 4px; padding: 2px 6px; max-width: 15em; }
+  button:hover { background: var(--gs-back); }
+  .gs-panes { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, max(260px, 100% / var(--gs-columns) - 14px)), 1fr)); }
+  figcaption { display: flex; gap: 8px; justify-content: space-between; align-items: center; margin-bottom: 4px; }
+  figcaption select { flex: 0 1 auto; min-width: 6em; max-width: 48%; }
+  figcaption span { flex: 1 1 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+  .gs-stage { position: relative; width: min(100%, 64vh * var(--gs-aspect, 1)); margin: 0 auto; aspect-ratio: var(--gs-aspect, 1); background: var(--gs-back); }
+  &:fullscreen figure { width: 100%; }
+  &:fullscreen .gs-stage { width: 100%; aspect-ratio: auto; height: 68vh; }
+  .gs-stage canvas { display: block; width: 100%; height: 100%; cursor: crosshair; touch-action: pan-y; outline-offset: 2px; }
+  .gs-status { position: absolute; inset: auto 8px 8px; padding: 6px 10px; background: #7f1d1d; color: #fff; border-radius: 4px; overflow-wrap: anywhere; }
+  .gs-read { margin: 4px 0; min-height: 2.8em; }
+  .gs-legend { display: grid; gap: 2px; font-size: 12px; }
+  .gs-gradient { height: 8px; border-radius: 4px; }
+  .gs-numbers { display: flex; justify-content: space-between; }
+  .gs-histogram { width: 100%; height: 44px; }
+  .gs-legend input[type=range] { appearance: none; width: calc(100% + 12px); height: 12px; margin: 0 -6px; background: linear-gradient(var(--gs-line) 0 0) center / 100% 2px no-repeat; }
+  .gs-legend input[type=range]::-webkit-slider-thumb { appearance: none; width: 12px; height: 12px; border-radius: 50%; background: ${COLORS.query}; }
+  .gs-legend input[type=range]::-moz-range-thumb { width: 12px; height: 12px; border: 0; border-radius: 50%; background: ${COLORS.query}; }
+  .gs-legend .gs-off { filter: grayscale(1) opacity(.6); }
+  label { display: flex; gap: 6px; align-items: center; }
+  .gs-matches { margin: 4px 0 0; padding: 0; list-style: none; counter-reset: match; display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 0 12px; font-size: 12px; }
+  .gs-matches li { counter-increment: match; border-bottom: 1px solid var(--gs-line); padding: 1px 0; }
+  .gs-matches li::before { content: counter(match) "  "; font-weight: 600; white-space: pre; }
+  .gs-bar { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; margin-top: 10px; padding-top: 8px; border-top: 1px solid var(--gs-line); }
+  .gs-bar input[type=range] { width: 90px; accent-color: #2563eb; }
+  details[open] { flex-basis: 100%; }
+  .gs-note { font-size: 12px; margin-top: 6px; overflow-wrap: anywhere; }
+  .gs-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  @media (prefers-reduced-motion: no-preference) { button { transition: background-color .12s; } }
+}
+.dark .gs-view, .vscode-dark .gs-view, [data-jp-theme-light="false"] .gs-view { color-scheme: dark; }
+[data-jp-theme-light="true"] .gs-view, .vscode-light .gs-view, .gradio-container:not(.dark *) .gs-view { color-scheme: light; }
+`;
