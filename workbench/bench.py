@@ -1,4 +1,4 @@
-"""How fast is extraction on this machine? `make bench`: beside transformers and the machine's own matrix product.
+"""How fast is it here? `make bench`: extraction beside transformers and the machine's own matrix product, and hovering.
 
 Everything is measured in turn in one process, best of several rounds, because shared machines drift: read the ratios
 and the shares of the peak, not the seconds. The peak is the best fp32 product of square matrices that torch reaches
@@ -6,6 +6,7 @@ here, measured again before every row.
 """
 
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,13 +23,15 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles
+from core.dense.geometry import plan
 from core.dense.inputs import picture_geometry
 from core.dense.similarity import normalize
 from core.models import Backbone, build_backbone
 from core.models.inference import for_inference
 from core.models.weights import load_backbone, save_backbone
 from workbench.images import list_samples, open_image
-from workbench.looks import look_at
+from workbench.looks import ModelCard, look_at
+from workbench.packs import Pack, pack_features
 
 GROUPS = {  # torch's operators by what they do; the first match counts
     "linear layers": ("addmm", "mkldnn", "linear", "::mm", "baddbmm"),
@@ -158,6 +161,120 @@ def click() -> None:
     print(f"click on a remembered {grid.rows} x {grid.cols} map: {seconds * 1e3:.1f} ms (cosines, matches, drawing)\n")
 
 
+FRAME_SIDES = (64, 256)  # patches along a side: the usual map, and that of 4096 px
+FRAME_MOVES, QUICK_MOVES = 60, 10
+
+# Moves a pointer over the view, every time to another patch. Counted is the time in our code: from the move to the
+# cosines, and from the move to the finished drawing, without the wait for the screen in between.
+HOVER = """async ({ engine, moves }) => {
+  const { mount } = await import("/similarity.js");
+  const { bytesReader, createEngine, openPack } = await import("/pack.js");
+  const file = new Uint8Array(await (await fetch("/pack.dfp")).arrayBuffer());
+  const next = requestAnimationFrame;
+  const frame = () => new Promise(next);
+  let drawing = 0;
+  window.requestAnimationFrame = (draw) => next((now) => {
+    const began = performance.now();
+    draw(now);
+    document.querySelector("canvas").getContext("2d").getImageData(0, 0, 1, 1);  // waits until it is drawn
+    drawing += performance.now() - began;
+  });
+  const values = { pack_ids: [1], panes: [{ pack: 0 }], engine };
+  const state = { get: (name) => values[name], set: (name, value) => (values[name] = value), on: () => () => {} };
+  let last = 0;
+  const reader = {
+    size: file.length,
+    read: async (start, end) => (last = Math.max(last, end), file.subarray(start, end)),
+  };
+  const view = mount(document.body, { kind: "file", state, reader: () => reader });
+  while (last < file.length) await frame();
+  for (let rest = 0; rest < 30; rest++) await frame();
+
+  const pack = await openPack(bytesReader(file));
+  await pack.load();
+  const own = createEngine(engine);
+  const map = new Float32Array(pack.rows * pack.cols);
+  const canvas = document.querySelector("canvas");
+  const box = canvas.getBoundingClientRect();
+  const times = { values: [], drawn: [] };
+  for (let move = -5; move < moves; move++) {
+    const [x, y] = [0.1 + 0.8 * ((move * 0.618 + 9) % 1), 0.1 + 0.8 * ((move * 0.382 + 9) % 1)];
+    const query = pack.unit(Math.floor(y * pack.rows), Math.floor(x * pack.cols));
+    let began = performance.now();
+    own.cosines(pack, query, map);
+    const computed = performance.now() - began;
+    const where = { clientX: box.left + x * box.width, clientY: box.top + y * box.height, pointerType: "mouse" };
+    await frame();
+    drawing = 0;
+    began = performance.now();
+    canvas.dispatchEvent(new PointerEvent("pointermove", { ...where, bubbles: true }));
+    const handled = performance.now() - began;
+    await frame();
+    await frame();
+    if (!drawing) throw new Error("the view did not draw after a move");
+    if (move < 0) continue;  // the first ones bring the map to the engine
+    times.values.push(computed);
+    times.drawn.push(handled + drawing);
+  }
+  view.destroy();
+  return { name: own.name, why: own.why, ...times };
+}"""
+
+
+def hovering(moves: int) -> None:
+    """How long a map takes to follow the pointer, for each engine of the page, in a headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser_path is None:
+        print("hovering: not measured, there is no Chromium here\n")
+        return
+    print(f"hovering, 95th percentile of {moves} moves in headless Chromium: cosines there / map drawn")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        for side in FRAME_SIDES:
+            pack = random_pack(side)
+            results = [hover(browser, pack, engine, moves) for engine in ("webgl2", "wasm", "arrays")]
+            chosen = hover(browser, pack, "auto", 1)
+            times = [
+                f"{found['name']} {np.percentile(found['values'], 95):.1f} / {np.percentile(found['drawn'], 95):.1f} ms"
+                for found in results
+            ]
+            print(f"  {side} x {side} x {pack.dim}: {', '.join(times)}; chosen here: {chosen['name']}", flush=True)
+        browser.close()
+    print(f"  {chosen['why']}\n")
+
+
+def hover(browser: Any, pack: Pack, engine: str, moves: int) -> dict[str, Any]:
+    """Milliseconds of each move over a view of the pack, and the engine it became."""
+    files = {path.name: path.read_bytes() for path in (Path(__file__).parent / "widgets").glob("*.js")}
+    files["pack.dfp"] = pack.read(0, pack.size)
+    empty = b"<!doctype html><body style='width: 800px'>"
+
+    def answer(route: Any) -> None:
+        name = route.request.url.rpartition("/")[2]
+        kind = "text/javascript" if name.endswith(".js") else "text/html"
+        route.fulfill(body=files.get(name, empty), content_type=kind)
+
+    page = browser.new_page(viewport={"width": 1000, "height": 1000})
+    page.route("**", answer)
+    page.goto("http://localhost/")
+    found: dict[str, Any] = page.evaluate(HOVER, {"engine": engine, "moves": moves})
+    page.close()
+    return found
+
+
+def random_pack(side: int, dim: int = 384) -> Pack:
+    """A pack of `side` x `side` patches that are noise."""
+    photo = open_image(list_samples()[0].path)
+    geometry = plan(*photo.size, 16, size=16 * side, keep_aspect=False)
+    noise = torch.randn(side, side, dim, generator=torch.Generator().manual_seed(0))
+    features = DenseFeatures(
+        patches=noise, cls=noise[0, 0], registers=noise[0, :0], geometry=geometry, layer=11, norm=True, seam=None
+    )
+    return pack_features(features, ModelCard("noise"), photo)
+
+
 def large_picture(exact: bool) -> None:
     """4096 x 4096 with the default model: the coarse map, the tiled one, and on request the exact one."""
     sample = max(list_samples(), key=lambda sample: sample.width * sample.height)
@@ -215,6 +332,7 @@ def main(arguments: list[str]) -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
     beside_transformers(QUICK if "--quick" in arguments else ROUNDS)
     click()
+    hovering(QUICK_MOVES if "--quick" in arguments else FRAME_MOVES)
     if "--large" in arguments or "--exact" in arguments:
         # A process of its own, so that its peak memory is its own.
         command = [sys.executable, "-m", "workbench.bench", "--only-large", *arguments]

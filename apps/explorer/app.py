@@ -8,7 +8,9 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves the machine
 
 import gradio as gr
-from gradio import processing_utils
+from gradio import processing_utils, routes
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from apps.explorer.api import build_api
 from apps.explorer.controls import Controls, Refresh, build_controls
@@ -25,8 +27,13 @@ async def _refuse_address(url: str, cache_dir: str) -> str:
     raise refusal(f"{url}: pictures are not fetched from the internet; download it first.")
 
 
-# Gradio downloads whatever address stands in a request where a file should.
+async def _refuse_stream(url: str, request: Request) -> Response:
+    return PlainTextResponse(f"{url}: nothing is fetched from the internet for a visitor.", 403)
+
+
+# Gradio downloads whatever address stands in a request where a file should, and passes on what lies there.
 processing_utils.async_ssrf_protected_download = _refuse_address
+routes.secure_url_stream_response = _refuse_stream
 
 
 def build(viewer: Viewer) -> gr.Blocks:

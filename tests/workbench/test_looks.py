@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from core.dense.geometry import plan
-from core.models import Backbone
+from core.dense.store import weights_digest
+from core.models import Backbone, build_backbone
 from core.models.weights import load_backbone
+from workbench import looks as looks_module
 from workbench.draw import MATCH, QUERY
 from workbench.images import Photo, list_samples, open_image
-from workbench.looks import Look, Looks, look_at
+from workbench.looks import Look, Looks, ModelCard, card_of, look_at
 
 WEIGHTS = "dinov2_vits14_saliency"
 
@@ -109,6 +111,36 @@ def test_colours_hide_the_padding_and_what_is_asked(pair):
     shown = here.colors(hidden=hidden)
     np.testing.assert_array_equal(shown[dark], here.canvas.photo[dark] // 3)
     np.testing.assert_array_equal(shown[~dark], here.colors()[~dark])
+
+
+def test_a_look_carries_the_card_of_its_weights(backbone, photos, pair):
+    source = backbone.source
+    card = ModelCard(WEIGHTS, weights_digest(backbone), source.licence, source.licence_url, source.licence_notice)
+    assert card.licence and card.notice
+    assert pair[0].card == card == card_of(backbone)
+    assert Looks().get(lambda: backbone, "a name of one's own", photos[0], size=56).card == card
+    assert Look(photos[0], pair[0].features, WEIGHTS).card is None
+
+
+def test_weights_of_nobody_have_a_card_without_terms():
+    nano = build_backbone("vit_nano", depth=1)
+    assert card_of(nano) == ModelCard("VisionTransformer", weights_digest(nano))
+
+
+def test_weights_are_read_again_only_when_they_change(monkeypatch):
+    nano, read = build_backbone("vit_nano", depth=1), []
+    monkeypatch.setattr(looks_module, "weights_digest", lambda backbone: read.append(1) or weights_digest(backbone))
+    first = card_of(nano).weights
+    assert card_of(nano).weights == first and len(read) == 1
+    with torch.no_grad():
+        next(nano.parameters()).add_(1)
+    second = card_of(nano).weights
+    assert second == weights_digest(nano) != first and len(read) == 2
+    nano.pixel_mean = (0.5, 0.5, 0.5)
+    assert card_of(nano).weights == weights_digest(nano) != second and len(read) == 3
+    with torch.inference_mode():
+        frozen = build_backbone("vit_nano", depth=1)
+    assert card_of(frozen).weights == weights_digest(frozen)
 
 
 class Lender:

@@ -19,23 +19,23 @@ export function loadModules(modules, key = modules.map((module) => module.source
 const PART = 4 << 20; // bytes of one message: some hosts cut a connection that sends more at once
 
 /**
- * Questions to the kernel, each with its answer, however late: it is busy for as long as cells run. `silent` is told
- * when nothing has been heard for `patience` milliseconds, and when something is.
+ * Questions to the kernel, each with its answer, however late: it is busy for as long as cells run. `silent` is called
+ * when nothing has been heard for `patience` milliseconds, `heard` with every answer.
  */
-function channel(model, silent, patience = 3000) {
+function channel(model, { silent, heard, patience = 3000 }) {
   const waiting = new Map();
   const own = Math.random().toString(36).slice(2); // several views of one widget hear every message
   let count = 0, timer = null;
   const watch = () => {
     clearTimeout(timer);
-    silent(false);
-    if (waiting.size) timer = setTimeout(() => silent(true), patience);
+    if (waiting.size) timer = setTimeout(silent, patience);
   };
   const hear = (content, buffers) => {
     if (content.view !== own || !waiting.has(content.id)) return;
     waiting.get(content.id)({ ...content, buffers });
     waiting.delete(content.id);
     watch();
+    heard();
   };
   model.on("msg:custom", hear);
   const ask = (question) =>
@@ -87,16 +87,20 @@ export default {
   render({ model, el }) {
     const status = document.createElement("div");
     el.append(status);
-    const { ask, close } = channel(model, (silent) => (status.textContent = silent ? WAITING : ""));
     let view = null, gone = false;
+    const silent = () => (status.textContent = WAITING);
+    const heard = () => {
+      status.textContent = "";
+      if (!view) return;
+      for (const still of document.querySelectorAll(`img.gramscope-still[title="${model.get("_still")}"]`))
+        (still.closest(".jp-OutputArea-child") ?? still).style.display = "none"; // the view takes its place
+    };
+    const { ask, close } = channel(model, { silent, heard });
     const show = async () => {
       const key = model.get("_modules");
       if (!pages.has(key)) loadModules((await ask({ kind: "modules" })).modules, key);
       const { mount } = await pages.get(key);
-      if (gone) return;
-      view = mount(el, hostOf(model, ask));
-      for (const still of document.querySelectorAll(`img.gramscope-still[title="${model.get("_still")}"]`))
-        (still.closest(".jp-OutputArea-child") ?? still).style.display = "none"; // the view has taken its place
+      if (!gone) view = mount(el, hostOf(model, ask));
     };
     show().catch((error) => (status.textContent = error.message));
     return () => ((gone = true), view?.destroy(), close());

@@ -2,11 +2,11 @@
 
 export const COLORS = { query: "#e53935", negative: "#4285f4", match: "#ffd60a", chosen: "#ff9800", hover: "#fff" };
 
-/** An element with properties, of which aria-... and role are attributes, and children. */
+/** An element with properties, of which role and those with a hyphen are attributes, and children. */
 export function make(tag, properties = {}, children = []) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name === "role" || name.startsWith("aria-")) element.setAttribute(name, value);
+    if (name === "role" || name.includes("-")) element.setAttribute(name, value);
     else element[name] = value;
   }
   element.append(...children);
@@ -56,10 +56,10 @@ const STYLE = `
   .gs-legend input[type=range]::-webkit-slider-thumb { appearance: none; width: 12px; height: 12px; border-radius: 50%; background: ${COLORS.query}; }
   .gs-legend input[type=range]::-moz-range-thumb { width: 12px; height: 12px; border: 0; border-radius: 50%; background: ${COLORS.query}; }
   .gs-legend .gs-off { filter: grayscale(1) opacity(.6); }
-  label { display: flex; gap: 6px; align-items: center; }
-  .gs-matches { margin: 4px 0 0; padding: 0; list-style: none; counter-reset: match; display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 0 12px; font-size: 12px; }
-  .gs-matches li { counter-increment: match; border-bottom: 1px solid var(--gs-line); padding: 1px 0; }
-  .gs-matches li::before { content: counter(match) "  "; font-weight: 600; white-space: pre; }
+  label { display: flex; gap: 6px; align-items: center; white-space: nowrap; }
+  ol { margin: 4px 0 0; padding: 0; list-style: none; counter-reset: match; display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 0 12px; font-size: 12px; }
+  li { counter-increment: match; border-bottom: 1px solid var(--gs-line); padding: 1px 0; }
+  li::before { content: counter(match) "  "; font-weight: 600; white-space: pre; }
   .gs-bar { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; margin-top: 10px; padding-top: 8px; border-top: 1px solid var(--gs-line); }
   .gs-bar input[type=range] { width: 90px; accent-color: #2563eb; }
   details[open] { flex-basis: 100%; }

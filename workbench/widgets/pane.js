@@ -15,29 +15,38 @@ const CLOSEST = 40; // times
 const SEEN = 10; // css pixels: smaller cells get a frame of this size
 const CURVES = "How often each value occurs. Line: random pairs of patches of this photo. Dashed: pairs with other photos.";
 const NONE = []; // matches
+const PANE = `
+  <figcaption><span></span><select title="What this pane shows" aria-label="What this pane shows"></select></figcaption>
+  <div class="gs-stage">
+    <canvas tabindex="0" role="application" aria-roledescription="map of patches"></canvas>
+    <div class="gs-status" role="alert" hidden></div>
+  </div>
+  <p class="gs-read"></p>
+  <div class="gs-legend">
+    <div class="gs-gradient"></div>
+    <div class="gs-numbers"><span></span><span></span><span></span></div>
+    <div class="gs-legend">
+      <canvas class="gs-histogram" role="img" title="${CURVES}" aria-label="${CURVES}"></canvas>
+      <input type="range" min="-1" max="1" step="0.01" value="0.5" title="Threshold" aria-label="Threshold of the mask">
+      <div class="gs-numbers"><span></span><span>0</span><span></span></div>
+      <label><input type="checkbox">Mask below the threshold</label>
+    </div>
+  </div>
+  <ol aria-label="Patches most alike"></ol>`;
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class Pane {
   constructor(view) {
     this.view = view;
-    this.canvas = make("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "map of patches" });
+    this.figure = make("figure", { innerHTML: PANE });
+    const all = (selector) => [...this.figure.querySelectorAll(selector)];
+    [this.canvas, this.histogram] = all("canvas");
+    [this.menu, this.level, this.mask] = all("select, input");
+    [this.status, this.readout, this.bar, this.list] = all(".gs-status, .gs-read, .gs-gradient, ol");
+    [this.legend, this.spread] = all(".gs-legend");
+    [this.title, ...this.numbers] = all("span"); // numbers: least, name and most of the colours, then of the histogram
     this.context = this.canvas.getContext("2d");
-    this.ground = make("canvas");
-    this.title = make("span");
-    this.menu = make("select", { title: "What this pane shows", "aria-label": "What this pane shows" });
-    this.status = make("div", { className: "gs-status", role: "alert" });
-    this.readout = make("p", { className: "gs-read" });
-    this.bar = make("div", { className: "gs-gradient" });
-    this.numbers = ["least", "name", "most"].map(() => make("span"));
-    this.histogram = make("canvas", { className: "gs-histogram", role: "img", title: CURVES, "aria-label": CURVES });
-    this.level = make("input", { type: "range", min: -1, max: 1, step: 0.01, value: 0.5, title: "Threshold", "aria-label": "Threshold of the mask" });
-    this.mask = make("input", { type: "checkbox" });
-    this.axis = [-1, 0, 1].map(() => make("span"));
-    this.spread = make("div", { className: "gs-legend" }, [this.histogram, this.level, make("div", { className: "gs-numbers" }, this.axis), make("label", {}, [this.mask, "Mask below the threshold"])]);
-    this.legend = make("div", { className: "gs-legend" }, [this.bar, make("div", { className: "gs-numbers" }, this.numbers), this.spread]);
-    this.list = make("ol", { className: "gs-matches", "aria-label": "Patches most alike" });
-    const stage = make("div", { className: "gs-stage" }, [this.canvas, this.status]);
-    this.figure = make("figure", {}, [make("figcaption", {}, [this.title, this.menu]), stage, this.readout, this.legend, this.list]);
+    this.ground = make("canvas"); // the photograph alone
     view.grid.append(this.figure);
     this.menu.onchange = () => {
       const [show, other] = this.menu.value.split(":");
@@ -62,9 +71,8 @@ export class Pane {
     const { header, geometry } = pack;
     this.image = header.picture.digest;
     this.size = [geometry.width, geometry.height];
-    const norm = header.norm == null ? "" : ` · ${header.norm ? "after" : "before"} the final norm`;
     this.title.textContent = this.other && this.show in BETWEEN ? name(pack, [other]) + BETWEEN[this.show] + name(other, [pack]) : name(pack, packs);
-    this.title.title = `${header.picture.name} · ${factsOf(pack).join(" · ")}${norm} · ${pack.rows} × ${pack.cols} patches of ${geometry.patch_size} px`;
+    this.title.title = `${header.picture.name} · ${pack.rows} × ${pack.cols} · ${factsOf(pack).join(" · ")}`;
     this.figure.style.setProperty("--gs-aspect", geometry.width / geometry.height);
     const plain = ["similarity", ...(pack.basis ? ["pca"] : []), "photo"].map((value) => [value, SHOWS[value]]);
     const pairs = packs.flatMap((other, at) => other && other !== pack && other.header.picture.digest === this.image
@@ -424,11 +432,10 @@ export class Pane {
     update(this.legend, { hidden: show === "pca" || show === "photo" });
     update(this.spread, { hidden: signed });
     if (this.gradient !== colormap) this.bar.style.background = gradient((this.gradient = colormap));
-    [limit("≤ ", low), name, limit("≥ ", high)].forEach((textContent, index) => update(this.numbers[index], { textContent }));
-    const reach = negative ? 2 : 1;
+    const reach = negative ? 2 : 1, numbers = [limit("≤ ", low), name, limit("≥ ", high), `${-reach}`, "0", `${reach}`];
+    numbers.forEach((textContent, index) => update(this.numbers[index], { textContent }));
     update(this.level, { min: `${-reach}`, max: `${reach}`, value: `${threshold ?? this.level.value}`, className: threshold == null ? "gs-off" : "" });
     update(this.mask, { checked: threshold != null });
-    [-reach, 0, reach].forEach((value, index) => update(this.axis[index], { textContent: `${value}` }));
     const key = [answer.key, threshold, reach, colormap, low, high, this.breadth, devicePixelRatio].join();
     if (!signed && this.breadth && this.barred !== key) {
       this.barred = key;
@@ -485,16 +492,18 @@ export class Pane {
   }
 }
 
+/** What tells packs apart: model, layer, input size, norm, patch size. */
 function factsOf({ header, geometry }) {
-  const layer = header.layer == null ? "unknown layer" : `layer ${header.layer + 1}`;
-  return [header.model.name, layer, `${Math.max(geometry.input_width, geometry.input_height)} px`];
+  const { model, layer, norm } = header, side = Math.max(geometry.input_width, geometry.input_height);
+  const tensor = norm == null ? "unknown norm" : `${norm ? "after" : "before"} the norm`;
+  return [model.name, layer == null ? "unknown layer" : `layer ${layer + 1}`, `${side} px`, tensor, `patches of ${geometry.patch_size} px`];
 }
 
-/** A pack by what is not the same in all of these: model, layer, input size; by the last two if all of it is. */
+/** A pack by what is not the same in all of these; by layer and input size if all of it is. */
 function name(pack, others) {
   const all = others.filter(Boolean).map(factsOf), own = factsOf(pack);
   const telling = own.filter((fact, index) => all.some((other) => other[index] !== fact));
-  return (telling.length ? telling : own.slice(1)).join(" · ");
+  return (telling.length ? telling : own.slice(1, 3)).join(" · ");
 }
 
 /** A number without the sign of a zero. */

@@ -38,6 +38,20 @@ const KEYS =
   "Enter: one query more, for the arrows to move; with Alt it subtracts. Hold Space: the photo alone; hold B: the other " +
   "map; [ and ]: the divider. Touch: tap pins, hold previews, two fingers zoom.";
 
+const options = (values, text = (value) => value) => values.map((value) => `<option value="${value}">${text(value)}</option>`).join("");
+const BAR = `
+  <label>Colours <select>${options(COLORMAPS)}</select></label>
+  <label>Limits <select>${options(LIMITS, ([low, high]) => `${low} to ${high}`)}</select></label>
+  <label>Between patches <select>${options(["nearest", "bilinear"])}</select></label>
+  <label>Opacity <input type="range" min="0" max="1" step="0.05"></label>
+  <label><input type="checkbox"> Linked zoom</label>
+  <label>Patch <input placeholder="row, column" size="9" title="Type a row and a column, then Enter"></label>
+  <button type="button" title="Let go of all pinned patches (Esc)">Clear</button>
+  <button type="button" title="The whole photograph (0, or double click)">1:1</button>
+  <button type="button" title="This view alone on the screen">Full screen</button>
+  <button type="button" title="Copy an address that brings this view back">Copy link</button>
+  <details><summary>Keys</summary><p>${KEYS}</p></details>`;
+
 export function mount(el, host) {
   return new View(el, host);
 }
@@ -248,7 +262,8 @@ class View {
     this.grid = make("div", { className: "gs-panes" });
     this.live = make("p", { className: "gs-hidden", "aria-live": "polite" });
     this.note = make("p", { className: "gs-note" });
-    this.root = make("div", { className: "gs-view", role: "group", "aria-label": "Patch similarity" }, [this.grid, this.toolbar(), this.note, this.live]);
+    const names = { role: "group", "aria-label": "Patch similarity", "data-lm-suppress-shortcuts": "true" }; // of JupyterLab
+    this.root = make("div", { className: "gs-view", ...names }, [this.grid, this.toolbar(), this.note, this.live]);
     el.append(this.root);
     this.resizes = new ResizeObserver(() => this.redraw());
     this.resizes.observe(this.root);
@@ -257,33 +272,26 @@ class View {
   }
 
   toolbar() {
-    const bar = make("div", { className: "gs-bar" });
-    const field = (label, input, after = false) => (bar.append(make("label", {}, after ? [input, label] : [label, input])), input);
-    const choice = (label, options, put) => {
-      const select = field(label, make("select", {}, options.map(([text, value]) => make("option", { value, textContent: text }))));
-      select.onchange = () => put(select.value);
-      return select;
-    };
-    const map = choice("Colours", COLORMAPS.map((name) => [name, name]), (name) => this.set("colormap", name));
-    const range = choice("Limits", LIMITS.map(([low, high]) => [`${low} to ${high}`, `${low},${high}`]), (text) => this.set("limits", text.split(",").map(Number)));
-    const between = choice("Between patches", [["nearest", ""], ["bilinear", "on"]], (value) => this.set("smooth", value === "on"));
-    const opacity = field("Opacity", make("input", { type: "range", min: 0, max: 1, step: 0.05 }));
+    const bar = make("div", { className: "gs-bar", innerHTML: BAR });
+    const [map, range, between, opacity, linked, patch] = bar.querySelectorAll("select, input");
+    map.onchange = () => this.set("colormap", map.value);
+    range.onchange = () => this.set("limits", range.value.split(",").map(Number));
+    between.onchange = () => this.set("smooth", between.value === "bilinear");
     opacity.oninput = () => this.set("opacity", Number(opacity.value), false);
     opacity.onchange = () => this.set("opacity", Number(opacity.value));
-    const linked = field("Linked zoom", make("input", { type: "checkbox" }), true);
     linked.onchange = () => this.link(linked.checked);
-    const patch = field("Patch", make("input", { placeholder: "row, column", size: 9, title: "Type a row and a column, then Enter" }));
     patch.onchange = () => this.askTyped(patch.value);
-    const button = (text, title, act) => bar.append(make("button", { type: "button", textContent: text, title, "aria-label": title, onclick: act }));
-    button("Clear", "Let go of all pinned patches (Esc)", () => this.set("queries", []));
-    button("1:1", "The whole photograph (0, or double click)", () => this.panes.forEach((pane) => pane.wholePicture()));
-    if (document.fullscreenEnabled) button("Full screen", "Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen()));
-    if (this.host.kind !== "notebook") button("Copy link", "Copy an address that brings this view back", () => this.share());
-    bar.append(make("details", {}, [make("summary", { textContent: "Keys" }), make("p", { textContent: KEYS })]));
+    const [clear, whole, full, share] = bar.querySelectorAll("button");
+    clear.onclick = () => this.set("queries", []);
+    whole.onclick = () => this.panes.forEach((pane) => pane.wholePicture());
+    full.onclick = () => (document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen());
+    full.hidden = !document.fullscreenEnabled;
+    share.onclick = () => this.share();
+    share.hidden = this.host.kind === "notebook"; // which has no address of its own
     this.follow = () => {
       update(map, { value: this.get("colormap") });
       update(range, { value: this.get("limits").join() });
-      update(between, { value: this.get("smooth") ? "on" : "" });
+      update(between, { value: this.get("smooth") ? "bilinear" : "nearest" });
       update(opacity, { value: `${this.get("opacity")}` });
       update(linked, { checked: !this.panes.some((pane) => pane.spec.camera) });
       update(linked.parentElement, { hidden: this.panes.length < 2 });

@@ -95,6 +95,8 @@ def test_files_of_the_server_are_not_read_for_a_caller():
             answer = httpx.get(f"{address}gradio_api/call/similarity/{event}", timeout=30).text
             assert answer.startswith("event: error") and "cosine" not in answer
             assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+        passed_on = httpx.get(f"{address}gradio_api/file=https://example.org/cat.jpg")
+        assert passed_on.status_code == 403 and "nothing is fetched" in passed_on.text
     finally:
         page.close()
 
