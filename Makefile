@@ -5,7 +5,7 @@
 #   make lab      the notebooks in JupyterLab            PORT=8889
 #   make test     the tests                              LONG=1 for all of them, ARGS="-k gram" for some
 #   make check    format, lint, types, import directions
-#   make bench    measure the speed of extraction here
+#   make bench    measure the speed of extraction and of hovering here
 #   make clean    remove .venv
 #
 # PYTHON=python3.12 chooses the interpreter. On Linux, PyPI's torch brings CUDA along (several GB); without a GPU
