@@ -63,6 +63,11 @@ class PackWidget(anywidget.AnyWidget):
         )
         self.on_msg(self._answer)
 
+    def __repr__(self) -> str:
+        """What stands in the view's place where nothing can draw it."""
+        names = list(dict.fromkeys(str(pack.picture["name"]) for pack in self.packs))
+        return f"<{type(self).__name__} of {', '.join(names)}: run the cell to bring it to life>"
+
     def _answer(self, _: Any, question: dict[str, Any], __: Any) -> None:
         """Modules, a range of a pack, or a blob: whatever the page asks for, or a sentence."""
         to = {name: question.get(name) for name in ("id", "view")}

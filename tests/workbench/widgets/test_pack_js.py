@@ -763,30 +763,6 @@ def test_emulated_gl_gives_way_to_wasm_and_the_reason_is_told(page):
     assert all(reason.endswith(".") for reason in reasons)
 
 
-@pytest.mark.parametrize(("side", "budget"), [(64, 16), (256, 33)])
-def test_a_map_is_there_within_a_frame(page, server, side, budget):
-    server.files["a.dfp"] = write_pack(features_of(side, side, 384))
-    times = page.evaluate(
-        """async () => {
-            const { createEngine } = await import("/pack.js");
-            const pack = await loaded("/a.dfp");
-            const engine = createEngine();
-            const map = new Float32Array(pack.lengths.length);
-            const times = [];
-            for (let move = 0; move < 85; move++) {
-                await new Promise(requestAnimationFrame);
-                const query = pack.unit(move % 64, (move * 7) % 64);
-                const began = performance.now();
-                engine.cosines(pack, query, map);
-                times.push(performance.now() - began);
-            }
-            return times.slice(10);  // the first brings the codes to the engine
-        }"""
-    )
-    rounds = np.reshape(times, (3, 25))  # the best of three: other processes share the cores
-    assert np.percentile(rounds, 95, axis=1).min() <= budget
-
-
 def test_engines_of_a_page_share_one_context(page, server):
     server.files["a.dfp"] = write_pack(features_of(16, 16, 32))
     contexts = page.evaluate(
