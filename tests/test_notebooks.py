@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, as a reader would run it, and shows what it promises."""
 
+from collections import Counter
 from pathlib import Path
 
 import jupytext
@@ -7,6 +8,16 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.py"))
+KINDS = {  # of output
+    "image/png": "picture",
+    "application/vnd.plotly.v1+json": "chart",
+    "application/vnd.jupyter.widget-view+json": "view",
+}
+SHOWN = {  # a new notebook has a line here
+    "01_first_look": {"picture": 4, "chart": 1},
+    "02_patch_similarity": {"view": 6},
+    "03_colour_of_parts": {"picture": 2, "view": 4},
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -15,10 +26,12 @@ def test_a_notebook_runs_and_shows_its_pictures(path):
     place = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    kinds = [kind for output in outputs for kind in output.get("data", {})]
-    assert kinds.count("image/png") >= 4, "the maps and the colours are pictures"
-    assert any(kind.startswith("application/vnd.plotly") for kind in kinds)
     assert not any(output["output_type"] in ("error", "stream") for output in outputs), outputs
+    data = [output.get("data", {}) for output in outputs]
+    shown = Counter(name for output in data for kind, name in KINDS.items() if kind in output)
+    assert shown == SHOWN[path.stem]
+    stills = sum("gramscope-still" in output.get("text/html", "") for output in data)
+    assert stills == shown["view"], "a view leaves a picture for whoever opens the notebook without a kernel"
 
 
 def test_notebooks_keep_no_outputs_and_no_functions():
@@ -27,3 +40,13 @@ def test_notebooks_keep_no_outputs_and_no_functions():
         text = path.read_text()
         assert "\ndef " not in text, f"{path.name}: a function belongs in the workbench"
         assert all("outputs" not in cell or not cell["outputs"] for cell in jupytext.read(path).cells)
+
+
+def test_a_notebook_is_a_story_of_few_short_cells():
+    for path in NOTEBOOKS:
+        cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+        assert 5 <= len(cells) <= 10, path.name
+        assert all(len(cell.source.splitlines()) <= 15 for cell in cells), path.name
+        title, *_, last = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
+        assert title.startswith("# ") and title.splitlines()[0].endswith("?"), f"{path.name}: a story asks one question"
+        assert last.startswith("## What to try next"), path.name

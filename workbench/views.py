@@ -28,6 +28,7 @@ from workbench.packs import Pack, open_pack
 COMPARISONS = ("difference", "rank", "swipe")  # of two packs of one picture
 SHOWS = ("similarity", "pca", "photo", *COMPARISONS)
 DIFFERENCE = 0.5  # differences are coloured from minus to plus this
+MASKED = 150 / 255  # how dark the photograph is below the threshold
 MAX_ZOOM = 40
 MAX_ADDRESS = 1 << 20  # letters; what is inflated from one stays below, too
 
@@ -123,6 +124,8 @@ def check_panes(packs: Sequence[Pack], panes: Sequence[Mapping[str, Any]]) -> No
             if (index is not None or name == "pack") and not (type(index) is int and 0 <= index < len(packs)):
                 raise ValueError(f"{name!r} of a pane is the number of a pack, 0 to {len(packs) - 1}, not {index!r}")
         show, other = pane.get("show", "similarity"), pane.get("other")
+        if pane.get("camera") is not None:
+            check_camera(packs, pane["camera"])
         if show not in SHOWS:
             raise ValueError(f"a pane cannot show {show!r}; known: {', '.join(SHOWS)}")
         if show in COMPARISONS:
@@ -244,6 +247,7 @@ def draw_pane(
     colormap: str = "viridis",
     opacity: float = 0.7,
     smooth: bool = False,
+    threshold: float | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A pane as a picture, as near to the page as a still can be."""
     pack = packs[pane["pack"]]
@@ -258,8 +262,11 @@ def draw_pane(
     if values.isnan().all():
         return canvas.photo
     if show in ("difference", "rank"):
-        limits, colormap = (-DIFFERENCE, DIFFERENCE), "blue-white-red"
+        limits, colormap, threshold = (-DIFFERENCE, DIFFERENCE), "blue-white-red", None
     shown = canvas.heat(values, limits=limits, colormap=colormap, opacity=opacity, smooth=smooth)
+    if threshold is not None:
+        masked = canvas.spread((values < threshold).numpy())
+        shown = np.where(masked[..., None], canvas.photo * (1 - MASKED), shown).astype(np.uint8)
     for query in queries:
         if query["image"] == pack.picture["digest"] and (cell := pixel_to_patch(pack.geometry, query["x"], query["y"])):
             shown = canvas.outline(shown, [cell], QUERY if query.get("sign", 1) > 0 else NEGATIVE)

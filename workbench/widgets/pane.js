@@ -32,7 +32,7 @@ const PANE = `
       <label><input type="checkbox">Mask below the threshold</label>
     </div>
   </div>
-  <ol aria-label="Patches most alike"></ol>`;
+  <ol class="gs-matches" aria-label="Patches most alike"></ol>`;
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class Pane {
@@ -67,7 +67,14 @@ export class Pane {
     Object.assign(this, { spec, index, pack, other, under, show: spec.show ?? "similarity", split: spec.split ?? 0.5 });
     this.layers = new Map(); // pack -> what is painted of it
     this.carried = this.compared = this.best = null;
-    if (!pack) return;
+    if (!pack) {
+      update(this.title, { textContent: "", title: "" });
+      update(this.readout, { textContent: "" });
+      this.list.replaceChildren();
+      this.listed = NONE;
+      this.menu.replaceChildren();
+      return;
+    }
     const { header, geometry } = pack;
     this.image = header.picture.digest;
     this.size = [geometry.width, geometry.height];
@@ -226,6 +233,7 @@ export class Pane {
   key(event) {
     const { view } = this, { key, shiftKey, altKey } = event;
     const centre = [this.box.box_width / 2, this.box.box_height / 2];
+    if (event.ctrlKey || event.metaKey) return; // the browser's own
     if (key in ARROWS) this.walk(...ARROWS[key].map((step) => step * (shiftKey ? 10 : 1)));
     else if (key === "Enter") this.copyPin(altKey ? -1 : 1);
     else if (key === " " || key === "b") view.hold(key);
@@ -297,13 +305,14 @@ export class Pane {
 
   draw() {
     const trouble = this.trouble;
-    update(this.status, { textContent: trouble, hidden: !trouble });
-    if (!this.pack) return;
     const { canvas, context, view, show, split } = this, { box_width, box_height } = this.box;
+    update(this.status, { textContent: trouble, hidden: !trouble });
+    update(this.legend, { hidden: !this.pack || show === "pca" || show === "photo" });
     const ratio = window.devicePixelRatio || 1;
     update(canvas, { width: Math.round(box_width * ratio), height: Math.round(box_height * ratio) });
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, box_width, box_height);
+    if (!this.pack) return;
     canvas.style.touchAction = this.camera.zoom > 1 ? "none" : "";
     this.photograph(ratio);
     const answer = this.answer();
@@ -409,6 +418,7 @@ export class Pane {
     const frame = [x - grow[0], y - grow[1], x2 - x + 2 * grow[0], y2 - y + 2 * grow[1]];
     context.font = "600 12px system-ui, sans-serif";
     const room = context.measureText(label).width + 4; // beside the frame, on the other side at the rim
+    if (x2 < 0 || y2 < 0 || x > box_width || y > box_height) return; // zoom has put it beside the pane
     const at = [frame[0] + frame[2] + room > box_width ? frame[0] - room : frame[0] + frame[2] + 3, clamp(frame[1] + 9, 11, box_height - 3)];
     for (const [style, line] of [["rgba(0,0,0,.7)", weight + 2], [color, weight]]) {
       Object.assign(context, { strokeStyle: style, lineWidth: line });
@@ -429,7 +439,6 @@ export class Pane {
     const name = show === "rank" ? "difference of ranks" : signed ? "difference of cosines" : negative ? "cosine − cosine" : "cosine";
     const limit = (sign, value) => (signed ? sign : "") + fixed(value, 2);
     const colormap = signed ? "blue-white-red" : view.get("colormap");
-    update(this.legend, { hidden: show === "pca" || show === "photo" });
     update(this.spread, { hidden: signed });
     if (this.gradient !== colormap) this.bar.style.background = gradient((this.gradient = colormap));
     const reach = negative ? 2 : 1, numbers = [limit("≤ ", low), name, limit("≥ ", high), `${-reach}`, "0", `${reach}`];
@@ -443,7 +452,7 @@ export class Pane {
       const comparable = curves.filter(({ values }) => values?.length && !negative);
       bars(this.histogram, this.breadth, answer.values, { reach, curves: comparable, threshold, colormap, limits: [low, high] });
     }
-    update(this.readout, { textContent: this.words(answer.values) });
+    update(this.readout, { textContent: this.words(answer.values, name) });
     const label = `${SHOWS[show]}: ${this.title.textContent}. ${this.readout.textContent}`;
     if (this.canvas.getAttribute("aria-label") !== label) this.canvas.setAttribute("aria-label", label);
     const matches = this.matches(answer);
@@ -457,7 +466,7 @@ export class Pane {
   }
 
   /** The patch under the pointer, else the one pinned last: where it is, its value, and whether that is much. */
-  words(values) {
+  words(values, name) {
     const { view, pack } = this;
     const [done, total] = pack.progress ?? [];
     const coming = done < total ? `Features are coming: ${done} of ${total} rows. ` : "";
@@ -470,10 +479,10 @@ export class Pane {
     const place = `row ${cell[0]}, col ${cell[1]} · pixel ${x}, ${y}`;
     const known = values?.[cell[0] * pack.cols + cell[1]] ?? NaN;
     if (known !== known) return `${coming}${place} · no value`;
-    if (this.signed) return `${coming}${place} · difference ${fixed(known, 3)}`;
-    const rank = this.standing(known);
+    const rank = this.signed ? null : this.standing(known);
     const above = rank ? ` · above ${rank.percentile.toFixed(1)} % of random pairs${rank.others ? " with other photos" : ""}` : "";
-    return `${coming}${place} · cosine ${fixed(known, 3)}${above}${rank?.z ? `, z ${fixed(rank.z, 1)}` : ""}${this.usual(cell)}`;
+    const usual = rank ? this.usual(cell) : "";
+    return `${coming}${place} · ${name} ${fixed(known, 3)}${above}${rank?.z ? `, z ${fixed(rank.z, 1)}` : ""}${usual}`;
   }
 
   /** Whether a cosine is high: {percentile, z} among random pairs, with other photos where the query lies in one. */

@@ -70,8 +70,9 @@ class View {
     this.ended = new AbortController();
     this.build(el);
     this.unlisten = ["pack_ids", ...Object.keys(DEFAULTS)].map((name) => host.state.on(name, () => this.heard(name)));
-    if (host.kind !== "notebook") addEventListener("hashchange", () => this.start(location.hash), { signal: this.ended.signal });
-    this.opening = this.start(host.kind === "notebook" ? "" : host.address ?? location.hash);
+    const followed = host.kind !== "notebook" && host.address === undefined;
+    if (followed) addEventListener("hashchange", () => (this.opening = this.start(location.hash)), { signal: this.ended.signal });
+    this.opening = this.start(followed ? location.hash : host.address ?? "");
   }
 
   destroy() {
@@ -170,6 +171,8 @@ class View {
 
   /** Brings the codes, those around the first query first. */
   async load(pack) {
+    if (pack.loading) return;
+    pack.loading = true;
     const query = this.get("queries").find((query) => query.image === pack.header.picture.digest);
     const cell = query && pixelToPatch(pack.geometry, query.x, query.y);
     const onRows = (start, end, done, total) => {
@@ -181,6 +184,7 @@ class View {
     } catch (error) {
       if (!pack.ended.signal.aborted) this.failures[this.packs.indexOf(pack)] = error.message;
     }
+    pack.loading = false;
     this.redraw();
   }
 

@@ -82,7 +82,7 @@ class Similarity(PackWidget):
             raise ViewError(f"this address describes a view that cannot be: {error}") from error
 
     def still(self) -> Image.Image:
-        style = {name: getattr(self, name) for name in ("colormap", "opacity", "smooth")}
+        style = {name: getattr(self, name) for name in ("colormap", "opacity", "smooth", "threshold")}
         style["limits"] = tuple(self.limits)
         panes = [draw_pane(self.packs, pane, self.queries, **style) for pane in self._panes[:STILLS]]
         height = min(pane.shape[0] for pane in panes)
