@@ -169,18 +169,24 @@ def test_ranks_do_not_see_a_monotone_rescaling():
     np.testing.assert_array_equal(pane_values(pair, {"pack": 0, "show": "rank", "other": 1}, queries), 0)
 
 
-def test_a_rank_is_the_share_of_patches_below():
+def share(values: np.ndarray, cell: tuple[int, int]) -> float:
+    """The share of the values below this one, equal ones counted half."""
+    kept = values[~np.isnan(values)]
+    return ((kept < values[cell]).sum() + (kept == values[cell]).sum() / 2) / kept.size
+
+
+def test_a_rank_is_the_share_of_patches_below_on_the_own_grid():
     photo = picture(112, 80)
-    pair = [make_pack(made(photo=photo, seed=seed)) for seed in (0, 1)]
+    patches = torch.randn(5, 7, 48, generator=torch.Generator().manual_seed(0))
+    patches[3:] = patches[0]  # equal ones
+    pair = [make_pack(made(photo=photo, patches=patches)), make_pack(made(9, 13, photo=photo, seed=1))]
     queries = [asked(pair[0], 2, 3)]
     own, theirs = (pane_values(pair, {"pack": index}, queries) for index in (0, 1))
-
-    def share(values: np.ndarray, cell: tuple[int, int]) -> float:
-        return ((values < values[cell]).sum() + (values == values[cell]).sum() / 2) / values.size
-
     ranks = pane_values(pair, {"pack": 0, "show": "rank", "other": 1}, queries)
-    for cell in np.ndindex(5, 7):
-        assert ranks[cell] == pytest.approx(share(own, cell) - share(theirs, cell), abs=1e-6)
+    assert own.shape != theirs.shape
+    for row, col in np.ndindex(5, 7):
+        there = pixel_to_patch(pair[1].geometry, *patch_centre(pair[0].geometry, row, col))
+        assert ranks[row, col] == pytest.approx(share(own, (row, col)) - share(theirs, there), abs=1e-6)
 
 
 # Pictures

@@ -11,18 +11,20 @@ export async function encodeView(record) {
 export async function decodeView(text) {
   let record = null;
   try {
-    const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+    const letters = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+    const bytes = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
     record = JSON.parse(await new Response(stream).text());
   } catch {
     // what is no record is refused below
   }
-  if (record?.packs?.length && record.packs.every((pack) => pack?.id) && typeof record.state === "object" && record.state) return record;
+  const { packs, state } = record ?? {};
+  if (packs?.length && packs.every((pack) => pack?.id) && state && typeof state === "object") return record;
   throw new Error("This address holds no view, or only a part of one: copy it again, to its end.");
 }
 
 /** What features a pack holds: enough to make them again from the photograph. */
-export function told({ header, geometry }) {
+export function factsOf({ header, geometry }) {
   const { model, picture, layer, norm } = header;
   const size = Math.max(geometry.input_width, geometry.input_height);
   return { picture: picture.digest, model: model.name, weights: model.weights, layer, norm, size };
@@ -35,8 +37,9 @@ export function told({ header, geometry }) {
  */
 export function packsOf(record, packs) {
   const same = (wanted) => (pack) => {
-    const facts = told(pack); // a pack of unknown picture or weights is like no other
-    return facts.picture && facts.weights && !pack.header.reduced && Object.keys(facts).every((name) => facts[name] === wanted[name]);
+    const facts = factsOf(pack); // a pack of unknown picture or weights is like no other
+    const known = facts.picture && facts.weights && !pack.header.reduced;
+    return known && Object.keys(facts).every((name) => facts[name] === wanted[name]);
   };
   const found = record.packs.map((wanted) => packs.find(({ id }) => id === wanted.id) ?? packs.find(same(wanted)));
   const python = (value) => ({ true: "True", false: "False", null: "None" })[value] ?? value;

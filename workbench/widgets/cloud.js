@@ -117,7 +117,7 @@ export function mount(el, host) {
     if (did("values")) compare();
     if (did("ink")) (paint(), stale.add("chosen"));
     if (did("chosen")) (tint(), stale.add("points").add("photos"));
-    if (did("points")) plane.stamp(drawn, tints, back, mix(back, ink, chosen ? 40 : 110), moving);
+    if (did("points")) plane.stamp(drawn, tints, back, mix(back, ink, chosen ? 40 : 110), moving || preview);
     const context = plane.show();
     for (const [patch, color, label] of [[asked, QUERY, "query"], [hover, text, ""]]) {
       if (pointOf(patch) < 0) continue;

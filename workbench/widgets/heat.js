@@ -65,7 +65,8 @@ function palette(colormap, opacity) {
 
 /** Values bilinear between the centres of cells, `factor` a cell along both axes; cells without a value do not pull. */
 function between(values, rows, cols, factor) {
-  const width = cols * factor, [lefts, rights, across] = steps(cols, factor), [tops, bottoms, down] = steps(rows, factor);
+  const width = cols * factor;
+  const [lefts, rights, across] = steps(cols, factor), [tops, bottoms, down] = steps(rows, factor);
   const sums = new Float32Array(rows * width), weights = new Float32Array(rows * width);
   for (let row = 0, at = 0; row < rows; row++) {
     for (let x = 0; x < width; x++, at++) {
@@ -86,7 +87,9 @@ function between(values, rows, cols, factor) {
 
 /** For every place along an axis the cells before and after it, and the share of the latter. */
 function steps(cells, factor) {
-  const places = Float32Array.from({ length: cells * factor }, (_, at) => Math.min(Math.max((at + 0.5) / factor - 0.5, 0), cells - 1));
+  const places = new Float32Array(cells * factor).map((_, at) => {
+    return Math.min(Math.max((at + 0.5) / factor - 0.5, 0), cells - 1);
+  });
   const before = Int32Array.from(places);
   return [before, before.map((cell) => Math.min(cell + 1, cells - 1)), places.map((place, at) => place - before[at])];
 }
@@ -113,7 +116,10 @@ export function bars(canvas, width, values, { reach, curves, threshold, colormap
     if (!known.has(values)) known.set(values, tops(binned(values, reach)));
     context.setLineDash(dash);
     context.beginPath();
-    for (const [bin, top] of known.get(values).entries()) (context.lineTo(bin * wide, top), context.lineTo((bin + 1) * wide, top));
+    known.get(values).forEach((top, bin) => {
+      context.lineTo(bin * wide, top);
+      context.lineTo((bin + 1) * wide, top);
+    });
     context.stroke();
   }
   context.fillStyle = COLORS.query;

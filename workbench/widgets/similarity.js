@@ -12,7 +12,7 @@
 import { patchCentre, pixelToPatch } from "./geometry.js";
 import { createEngine, openPack, queryVector } from "./pack.js";
 import { COLORMAPS } from "./colors.js";
-import { decodeView, encodeView, packsOf, told } from "./address.js";
+import { decodeView, encodeView, factsOf, packsOf } from "./address.js";
 import { make, style, update } from "./page.js";
 import { Pane } from "./pane.js";
 
@@ -27,22 +27,22 @@ const DEFAULTS = {
   colormap: "viridis",
   limits: [0, 1],
   smooth: false,
-  camera: { x: 0.5, y: 0.5, zoom: 1 }, // centre as a share of the picture; panes with a camera of their own are not linked
+  camera: { x: 0.5, y: 0.5, zoom: 1 }, // centre as a share of the picture, of all panes without one of their own
   selection: [], // [[pack, row, col]]: outlined, as by a lasso in the patch cloud
   fit: "contain",
 };
 const LIMITS = [[0, 1], [-1, 1], [-2, 2], [0.5, 1]];
 const KEYS =
-  "Hover: preview. Click: pin. Shift: add. Alt or right button: subtract. Click again or Esc: clear. Wheel or + and −: " +
-  "zoom. Double click or 0: all of it. Drag: pan, or move a pinned patch. Arrows: walk the patches, with Shift by ten. " +
-  "Enter: one query more, for the arrows to move; with Alt it subtracts. Hold Space: the photo alone; hold B: the other " +
-  "map; [ and ]: the divider. Touch: tap pins, hold previews, two fingers zoom.";
+  "Hover: preview. Click: pin. Shift: add. Alt or right button: subtract. Click again or Esc: clear. Wheel or + and " +
+  "−: zoom. Double click or 0: all of it. Drag: pan, or move a pinned patch. Arrows: walk the patches, with Shift " +
+  "by ten. Enter: one query more, for the arrows to move; with Alt it subtracts. Hold Space: the photo alone; hold " +
+  "B: the other map; [ and ]: the divider. Touch: tap pins, hold previews, two fingers zoom.";
 
-const options = (values, text = (value) => value) => values.map((value) => `<option value="${value}">${text(value)}</option>`).join("");
+const option = (value, text = value) => `<option value="${value}">${text}</option>`;
 const BAR = `
-  <label>Colours <select>${options(COLORMAPS)}</select></label>
-  <label>Limits <select>${options(LIMITS, ([low, high]) => `${low} to ${high}`)}</select></label>
-  <label>Between patches <select>${options(["nearest", "bilinear"])}</select></label>
+  <label>Colours <select>${COLORMAPS.map((name) => option(name)).join("")}</select></label>
+  <label>Limits <select>${LIMITS.map((limits) => option(limits, limits.join(" to "))).join("")}</select></label>
+  <label>Between patches <select>${option("nearest")}${option("bilinear")}</select></label>
   <label>Opacity <input type="range" min="0" max="1" step="0.05"></label>
   <label><input type="checkbox"> Linked zoom</label>
   <label>Patch <input placeholder="row, column" size="9" title="Type a row and a column, then Enter"></label>
@@ -71,7 +71,8 @@ class View {
     this.build(el);
     this.unlisten = ["pack_ids", ...Object.keys(DEFAULTS)].map((name) => host.state.on(name, () => this.heard(name)));
     const followed = host.kind !== "notebook" && host.address === undefined;
-    if (followed) addEventListener("hashchange", () => (this.opening = this.start(location.hash)), { signal: this.ended.signal });
+    const follow = () => (this.opening = this.start(location.hash));
+    if (followed) addEventListener("hashchange", follow, { signal: this.ended.signal });
     this.opening = this.start(followed ? location.hash : host.address ?? "");
   }
 
@@ -146,13 +147,16 @@ class View {
   /** Takes over the view of an address, if its packs are here; else says which are not. */
   adopt(record) {
     try {
-      this.drafts.pack_ids = packsOf(record, this.packs.filter(Boolean)).map(({ id }) => id); // panes count in its order
+      const packs = packsOf(record, this.packs.filter(Boolean));
+      this.drafts.pack_ids = packs.map(({ id }) => id); // panes count in its order
     } catch (error) {
       return this.remark(`This address shows another view: ${error.message}.`, true);
     }
     this.awaited = null;
     this.remark("");
-    for (const [name, initial] of Object.entries(DEFAULTS)) this.set(name, alike(record.state[name], initial) ? record.state[name] : initial);
+    for (const [name, initial] of Object.entries(DEFAULTS)) {
+      this.set(name, alike(record.state[name], initial) ? record.state[name] : initial);
+    }
     return true;
   }
 
@@ -223,15 +227,21 @@ class View {
     const key = [pack.rowsHere, ...asked.map(({ source, cell, sign }) => [source.id, cell, sign])].join();
     const kept = this.maps.get(pack);
     if (kept?.key === key) return kept;
-    const units = (wanted) => asked.filter(({ sign }) => sign === wanted).map(({ source, cell }) => source.unit(...cell));
-    const [positive, negative] = [units(1), units(-1)];
+    const [positive, negative] = [1, -1].map((wanted) =>
+      asked.filter(({ sign }) => sign === wanted).map(({ source, cell }) => source.unit(...cell)));
     const buffer = kept?.buffer ?? new Float32Array(pack.rows * pack.cols);
-    if (positive.length) this.engine.cosines(pack, queryVector(positive, negative), buffer, { limit: negative.length ? 2 : 1 });
+    const limit = negative.length ? 2 : 1;
+    if (positive.length) this.engine.cosines(pack, queryVector(positive, negative), buffer, { limit });
     pack.hollow ??= [...pack.norms.keys()].filter((index) => !pack.norms[index]); // of a map that is still growing
     for (const index of pack.hollow) buffer[index] = NaN;
     const map = { key, values: positive.length ? buffer : null, buffer };
     this.maps.set(pack, map);
     return map;
+  }
+
+  /** Colours, their limits and the threshold of all maps of cosines. */
+  get style() {
+    return { colormap: this.get("colormap"), limits: this.get("limits"), threshold: this.get("threshold") };
   }
 
   /** A click: pin here, add, subtract, or let go of the pinned point under the pointer. */
@@ -241,8 +251,9 @@ class View {
     const rest = queries.filter((other) => other !== held);
     const enough = rest.some((other) => other.sign > 0);
     if (held && (how !== "subtract" || held.sign < 0)) this.set("queries", enough ? rest : []);
-    else if (how === "subtract" && !enough) return this.remark("Pin a patch first: then there is something to subtract from.");
-    else this.set("queries", how === "pin" ? [query] : [...rest, query]);
+    else if (how === "subtract" && !enough) {
+      return this.remark("Pin a patch first: then there is something to subtract from.");
+    } else this.set("queries", how === "pin" ? [query] : [...rest, query]);
     this.tell(pane);
   }
 
@@ -251,8 +262,9 @@ class View {
     const pinned = this.get("queries"), answer = this.cosines(pane.pack);
     if (!pinned.length || !answer.values) return this.say(pinned.length ? "" : "No patch is pinned.");
     const cell = pane.cellOf(pinned.at(-1));
-    const list = pane.matches(answer).map((match) => `row ${match.row}, column ${match.col}, cosine ${match.cosine.toFixed(2)}`);
-    this.say(`${cell ? `Row ${cell[0]}, column ${cell[1]}. ` : ""}Most alike: ${list.join("; ")}.`);
+    const words = ({ row, col, cosine }) => `row ${row}, column ${col}, cosine ${cosine.toFixed(2)}`;
+    const here = cell ? `Row ${cell[0]}, column ${cell[1]}. ` : "";
+    this.say(`${here}Most alike: ${pane.matches(answer).map(words).join("; ")}.`);
   }
 
   say(words) {
@@ -266,8 +278,9 @@ class View {
     this.grid = make("div", { className: "gs-panes" });
     this.live = make("p", { className: "gs-hidden", "aria-live": "polite" });
     this.note = make("p", { className: "gs-note" });
-    const names = { role: "group", "aria-label": "Patch similarity", "data-lm-suppress-shortcuts": "true" }; // of JupyterLab
-    this.root = make("div", { className: "gs-view", ...names }, [this.grid, this.toolbar(), this.note, this.live]);
+    const named = { className: "gs-view", role: "group", "aria-label": "Patch similarity" };
+    this.root = make("div", named, [this.grid, this.toolbar(), this.note, this.live]);
+    this.root.dataset.lmSuppressShortcuts = "true"; // of JupyterLab, where B inserts a cell
     el.append(this.root);
     this.resizes = new ResizeObserver(() => this.redraw());
     this.resizes.observe(this.root);
@@ -330,8 +343,9 @@ class View {
 
   /** What an address has to say: which packs, and the state of the view. No name of a file, no picture. */
   record() {
-    const own = Object.keys(DEFAULTS).filter((name) => JSON.stringify(this.get(name)) !== JSON.stringify(DEFAULTS[name]));
-    const packs = this.packs.filter(Boolean).map((pack) => ({ id: pack.id, ...told(pack) }));
+    const told = (name) => JSON.stringify(this.get(name)) !== JSON.stringify(DEFAULTS[name]);
+    const own = Object.keys(DEFAULTS).filter(told);
+    const packs = this.packs.filter(Boolean).map((pack) => ({ id: pack.id, ...factsOf(pack) }));
     return { view: "similarity", packs, state: Object.fromEntries(own.map((name) => [name, this.get(name)])) };
   }
 
@@ -412,12 +426,14 @@ class View {
     const worst = Math.max(...facts.map(({ error }) => error.cosine_max));
     const licences = new Set(facts.map(({ model }) => `${model.name}: ${model.licence ?? "licence unknown"}`));
     const cut = facts.find(({ reduced }) => reduced);
-    const words = facts.length ? [`${this.engine.name}`, `cosines within ${worst.toFixed(4)} of fp32${cut ? `, ${cut.reduced.from} channels cut to ${cut.dim}` : ""}`, ...licences] : [];
-    update(this.note, { textContent: this.remarked || words.join(" · "), title: this.engine.why });
+    const less = cut ? `, ${cut.reduced.from} channels cut to ${cut.dim}` : "";
+    const words = [this.engine.name, `cosines within ${worst.toFixed(4)} of fp32${less}`, ...licences].join(" · ");
+    update(this.note, { textContent: this.remarked || (facts.length ? words : ""), title: this.engine.why });
   }
 }
 
 /** Whether a value can stand in the place of another one. */
 function alike(value, initial) {
-  return value !== undefined && (initial === null || (typeof value === typeof initial && Array.isArray(value) === Array.isArray(initial)));
+  const kind = (of) => (Array.isArray(of) ? "array" : typeof of);
+  return value !== undefined && (initial === null || kind(value) === kind(initial));
 }

@@ -385,8 +385,23 @@ def test_the_picture_shows_three_panes_side_by_side_at_one_height(packs):
     assert several.width == 3 * first.shape[1] + 16, "the fourth pane has no place"
 
 
+def test_the_picture_follows_the_state(packs):
+    view = Similarity(packs[0], point=(4, 6))
+    changes = {"colormap": "magma", "opacity": 0.2, "smooth": True, "limits": [-1, 1], "threshold": 0.5, "queries": []}
+    before = np.asarray(view.still())
+    for name, value in changes.items():
+        setattr(view, name, value)
+        after = np.asarray(view.still())
+        assert (after != before).any(), name
+        before = after
+
+
 def test_a_saved_view_is_a_page_of_its_own_that_asks_no_network(packs, tmp_path, browser):
     view = Similarity(packs[0], packs[2], point=(4, 6), colormap="magma")
+    view.queries = [
+        *view.queries,
+        {"image": "</script><script>document.title = 'no'</script>", "x": 1, "y": 1, "sign": 1},
+    ]
     path = view.save(tmp_path / "view.html", title="Cats & <dogs>")
     text = path.read_text()
     assert "Cats &amp; &lt;dogs&gt;" in text

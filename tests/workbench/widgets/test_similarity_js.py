@@ -682,7 +682,7 @@ def test_the_legend_has_the_numbers_of_the_colours(opened, small):
     view.page.get_by_label("Colours").select_option("magma")
     view.settle()
     assert numbers.all_inner_texts() == ["-1.00", "cosine", "1.00"]
-    bar = view.js("getComputedStyle(gramscope.panes[0].bar).backgroundImage")
+    bar = view.js("getComputedStyle(gramscope.panes[0].legend.bar).backgroundImage")
     first, last = (", ".join(map(str, color)) for color in lookup("magma")[[0, 255]])
     assert f"right, rgb({first})" in bar and bar.endswith(f"rgb({last}))")
     assert view.page.locator(".gs-numbers").nth(1).locator("span").all_inner_texts() == ["-1", "0", "1"]
@@ -726,7 +726,7 @@ def test_percentiles_are_those_of_python(opened, photos):
     view.click(8, 9)
     cosines = [-0.4, -0.01, 0.0, 0.3, 0.55, 0.8, 0.97, 1.0]
     for pane, null in ((0, photos[0].null_same), (1, photos[1].null_other)):
-        found = view.js("([pane, all]) => all.map((value) => gramscope.panes[pane].standing(value))", [pane, cosines])
+        found = view.js("([pane, all]) => all.map((value) => gramscope.panes[pane].legend.standing(value))", [pane, cosines])
         for cosine, answer in zip(cosines, found, strict=True):
             truth = standing(cosine, torch.from_numpy(np.array(null)))
             assert abs(answer["percentile"] - truth.percentile) <= 1e-6 and abs(answer["z"] - truth.z) <= 1e-6
