@@ -1,5 +1,6 @@
 // Puts the view of workbench/widgets into the page: Gradio's value is its state, the server's files are its packs.
-// MODULES, the folder of the view's modules, stands before this: a component that was hidden gets no other properties.
+// MODULES, the folder of the view's modules, and FOLLOWS, whether it follows the address of the page, stand before
+// this: a component that was hidden gets no other properties than its value.
 const base = document.baseURI.split(/[?#]/)[0];
 const served = (path) => new URL(`gradio_api/file=${path}`, base).href;
 const place = element.querySelector(".gs-place");
@@ -9,6 +10,7 @@ let told = JSON.parse(JSON.stringify(props.value ?? { packs: [], state: {} }));
 const call = (name) => (listeners[name] ?? []).forEach((callback) => callback());
 const host = (urlReader) => ({
   kind: "app",
+  ...(FOLLOWS ? {} : { address: "" }),
   state: {
     get: (name) => (name === "pack_ids" ? told.packs.map((pack) => pack.id) : told.state[name]),
     set: (name, value) => {

@@ -20,12 +20,13 @@ DRAWN_BY = [("this page", "page"), ("the server", "server")]
 KEPT = 64  # pack files; those made longest ago go first
 
 
-def build_view(elem_id: str, **state: Any) -> gr.HTML:
-    """A view on the page; give it what `PackFiles.value` returns."""
+def build_view(elem_id: str, *, follows: bool = True, **state: Any) -> gr.HTML:
+    """A view on the page; give it what `PackFiles.value` returns. One of them follows the address of the page."""
+    constants = f"const MODULES = {json.dumps(MODULES.as_posix())}, FOLLOWS = {json.dumps(follows)};\n"
     gr.set_static_paths(sorted(MODULES.glob("*.js")))  # the page imports them as they are
     return gr.HTML(
         {"packs": [], "state": state}, html_template='<div class="gs-place"></div>', apply_default_css=False,
-        js_on_load=f"const MODULES = {json.dumps(MODULES.as_posix())};\n{HOST.read_text()}", elem_id=elem_id,
+        js_on_load=constants + HOST.read_text(), elem_id=elem_id,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ export function mount(el, host) {
     marks = packs.map((pack) => new Uint8Array(pack.valid.length));
     values = packs.map((pack) => new Float32Array(pack.valid.length).fill(NaN));
     tints = new Int32Array(packOf.length);
-    shuffled = shuffle(packOf.length); // so that no picture lies on top of all others
+    shuffled = shuffle(packOf.length); // no picture lies on top of all others
     plane.put(new Float32Array(blobs[0].slice().buffer), packOf);
     basis = packs.find((pack) => pack.basis);
     menu.options[1].disabled = !basis;

@@ -65,7 +65,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     desk = gr.State(Desk(str(first.path), _start(first.width, first.height)), time_to_live=3600)
     with gr.Row():
         with gr.Column(scale=3, min_width=320, visible=False) as place:
-            view = build_view("large-view", address="")
+            view = build_view("large-view", follows=False)
         with gr.Column(scale=3, min_width=320) as drawn:
             gr.HTML("<h3>Press “Look closely”, then click anywhere</h3>")
             map_image = picture("large-map", "The large photograph under its similarity map")
