@@ -21,8 +21,7 @@ from PIL import Image
 from core.dense.color import align, fit_basis, foreground
 from workbench import load, look_at, make_pack
 from workbench.images import list_samples
-from workbench.widgets import Similarity
-from workbench.widgets.cloud import PatchCloud
+from workbench.widgets import PatchCloud, Similarity
 
 backbone = load("dinov2_vits14_saliency")
 samples = {sample.path.stem: sample.path for sample in list_samples()}

@@ -1,5 +1,6 @@
 """Views of patch features for notebooks; the app and saved files draw with the same modules."""
 
+from workbench.widgets.cloud import PatchCloud
 from workbench.widgets.similarity import Similarity
 
-__all__ = ["Similarity"]
+__all__ = ["PatchCloud", "Similarity"]

@@ -307,7 +307,9 @@ class View {
     share.hidden = this.host.kind === "notebook"; // which has no address of its own
     this.follow = () => {
       update(map, { value: this.get("colormap") });
-      update(range, { value: this.get("limits").join() });
+      const limits = this.get("limits");
+      if (!range.querySelector(`[value="${limits}"]`)) range.append(make("option", { value: `${limits}`, textContent: limits.join(" to ") }));
+      update(range, { value: `${limits}` });
       update(between, { value: this.get("smooth") ? "bilinear" : "nearest" });
       update(opacity, { value: `${this.get("opacity")}` });
       update(linked, { checked: !this.panes.some((pane) => pane.spec.camera) });

@@ -726,7 +726,8 @@ def test_percentiles_are_those_of_python(opened, photos):
     view.click(8, 9)
     cosines = [-0.4, -0.01, 0.0, 0.3, 0.55, 0.8, 0.97, 1.0]
     for pane, null in ((0, photos[0].null_same), (1, photos[1].null_other)):
-        found = view.js("([pane, all]) => all.map((value) => gramscope.panes[pane].legend.standing(value))", [pane, cosines])
+        all_of = "([pane, all]) => all.map((value) => gramscope.panes[pane].legend.standing(value))"
+        found = view.js(all_of, [pane, cosines])
         for cosine, answer in zip(cosines, found, strict=True):
             truth = standing(cosine, torch.from_numpy(np.array(null)))
             assert abs(answer["percentile"] - truth.percentile) <= 1e-6 and abs(answer["z"] - truth.z) <= 1e-6
