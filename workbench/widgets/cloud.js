@@ -21,7 +21,7 @@ const STALE = { selection: ["chosen", "words"], query: ["values"], color_by: ["v
 export function mount(el, host) {
   const { state } = host, about = state.get("about"), ended = new AbortController(), { signal } = ended;
   const engine = createEngine(state.get("engine") ?? "auto");
-  const root = page(el, about), part = (name) => root.querySelector(`.gs-${name}`);
+  const root = page(el, about), part = (name) => root.querySelector(`.gc-${name}`);
   const canvas = part("plane"), menu = part("mode"), way = part("way"), plane = new Plane(canvas);
   const hidden = new Set(), stale = new Set(), stops = [];
   let packs = [], photos = [], chosen = 0, here = false, basis;
@@ -346,24 +346,24 @@ export function mount(el, host) {
 const make = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
 
 function page(el, about) {
-  const root = make("div", { className: "gs-cloud", role: "group", ariaLabel: "Patch cloud" });
+  const root = make("div", { className: "gc-cloud", role: "group", ariaLabel: "Patch cloud" });
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the keys
   root.innerHTML = `<style>${STYLE}</style>
-    <div class="gs-bar">
-      <label>Colour by <select class="gs-mode"><option value="image">photo<option value="pca">PCA colours<option value="cosine">cosine to the query</select></label>
-      <label>Lasso <select class="gs-way"><option value="new">replaces<option value="add">adds (Shift)<option value="remove">removes (Alt)</select></label>
-      <button type="button" class="gs-clear" title="The selection, then the query (Esc)">Clear</button>
-      <button type="button" class="gs-reset" title="All points (0, or double click)">Reset view</button>
+    <div class="gc-bar">
+      <label>Colour by <select class="gc-mode"><option value="image">photo<option value="pca">PCA colours<option value="cosine">cosine to the query</select></label>
+      <label>Lasso <select class="gc-way"><option value="new">replaces<option value="add">adds (Shift)<option value="remove">removes (Alt)</select></label>
+      <button type="button" class="gc-clear" title="The selection, then the query (Esc)">Clear</button>
+      <button type="button" class="gc-reset" title="All points (0, or double click)">Reset view</button>
     </div>
-    <div class="gs-body">
-      <div><canvas class="gs-plane" tabindex="0" role="application" aria-roledescription="scatter plot"></canvas>
-        <div class="gs-keys"></div>
-        <div class="gs-scale" hidden><div style="background: ${gradient("viridis")}"></div><span>≤ 0</span><span class="gs-ends"></span><span>1</span></div>
-        <p class="gs-share"></p><p class="gs-read"></p><p class="gs-words" aria-live="polite">The points are coming.</p></div>
-      <div class="gs-album"></div>
+    <div class="gc-body">
+      <div><canvas class="gc-plane" tabindex="0" role="application" aria-roledescription="scatter plot"></canvas>
+        <div class="gc-keys"></div>
+        <div class="gc-scale" hidden><div style="background: ${gradient("viridis")}"></div><span>≤ 0</span><span class="gc-ends"></span><span>1</span></div>
+        <p class="gc-share"></p><p class="gc-read"></p><p class="gc-words" aria-live="polite">The points are coming.</p></div>
+      <div class="gc-album"></div>
     </div>
-    <p class="gs-caption"></p><details><summary>Keys and gestures</summary><p>${HELP}</p></details>`;
-  root.querySelector(".gs-caption").textContent = about.caption;
+    <p class="gc-caption"></p><details><summary>Keys and gestures</summary><p>${HELP}</p></details>`;
+  root.querySelector(".gc-caption").textContent = about.caption;
   el.append(root);
   return root;
 }
@@ -371,27 +371,27 @@ function page(el, about) {
 const HELP = "Drag around points or over a photo: select; Shift adds, Alt removes, Esc lets go. Click: query. Wheel, + and −: zoom. Space or right button and drag: move. Double click, 0: all points. Arrows: next point or patch (Shift: move the view, ten patches). Enter: query. S: select. Touch: tap, drag, two fingers.";
 
 const STYLE = `
-.gs-cloud { color-scheme: light dark; --gs-soft: light-dark(#6b7280, #9ca3af); --gs-line: light-dark(#d1d5db, #4b5563);
+.gc-cloud { color-scheme: light dark; --gc-soft: light-dark(#6b7280, #9ca3af); --gc-line: light-dark(#d1d5db, #4b5563);
   container-type: inline-size; color: light-dark(#1f2937, #e5e7eb); font: 13px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums;
   p { margin: 4px 0 0; }
-  .gs-read { margin-top: 8px; min-height: 1.4em; }
-  .gs-bar, .gs-bar label, .gs-keys, .gs-keys button { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
-  .gs-bar { gap: 6px 16px; margin-bottom: 8px; }
-  .gs-bar label, .gs-scale, .gs-share, .gs-words, .gs-caption, figcaption, details { color: var(--gs-soft); font-size: 12px; }
-  select, button { font: inherit; color: light-dark(#1f2937, #e5e7eb); background: light-dark(#fff, #1f2937); border: 1px solid var(--gs-line); border-radius: 4px; padding: 2px 7px; }
+  .gc-read { margin-top: 8px; min-height: 1.4em; }
+  .gc-bar, .gc-bar label, .gc-keys, .gc-keys button { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
+  .gc-bar { gap: 6px 16px; margin-bottom: 8px; }
+  .gc-bar label, .gc-scale, .gc-share, .gc-words, .gc-caption, figcaption, details { color: var(--gc-soft); font-size: 12px; }
+  select, button { font: inherit; color: light-dark(#1f2937, #e5e7eb); background: light-dark(#fff, #1f2937); border: 1px solid var(--gc-line); border-radius: 4px; padding: 2px 7px; }
   :focus-visible { outline: 2px solid #2563eb; outline-offset: 1px; }
-  .gs-body { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 14px; }
+  .gc-body { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 14px; }
   canvas { display: block; width: 100%; cursor: crosshair; touch-action: none; }
-  .gs-plane { height: clamp(260px, 50cqw, 560px); background: light-dark(#fff, #111827); box-shadow: 0 0 0 1px var(--gs-line); }
-  .gs-keys { margin-top: 6px; button { border-color: transparent; background: none; padding: 1px 6px 1px 0; } }
-  .gs-keys button[aria-pressed=false] { opacity: 0.5; text-decoration: line-through; }
-  .gs-keys canvas { width: 14px; height: 14px; }
-  .gs-scale:not([hidden]) { display: flex; flex-wrap: wrap; justify-content: space-between; margin-top: 6px; div { flex-basis: 100%; height: 8px; border-radius: 4px; } }
-  .gs-album { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 170px), 1fr)); gap: 8px; align-content: start; max-height: 680px; overflow-y: auto; }
+  .gc-plane { height: clamp(260px, 50cqw, 560px); background: light-dark(#fff, #111827); box-shadow: 0 0 0 1px var(--gc-line); }
+  .gc-keys { margin-top: 6px; button { border-color: transparent; background: none; padding: 1px 6px 1px 0; } }
+  .gc-keys button[aria-pressed=false] { opacity: 0.5; text-decoration: line-through; }
+  .gc-keys canvas { width: 14px; height: 14px; }
+  .gc-scale:not([hidden]) { display: flex; flex-wrap: wrap; justify-content: space-between; margin-top: 6px; div { flex-basis: 100%; height: 8px; border-radius: 4px; } }
+  .gc-album { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 170px), 1fr)); gap: 8px; align-content: start; max-height: 680px; overflow-y: auto; }
   figure { margin: 0; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-  @container (min-width: 641px) { .gs-album:not(:has(figure:nth-child(3))) { grid-template-columns: 1fr; } }
-  @container (max-width: 640px) { .gs-body { grid-template-columns: 1fr; } .gs-plane { height: 80cqw; } .gs-album { grid-template-columns: 1fr 1fr; max-height: none; } select, button { min-height: 32px; } }
+  @container (min-width: 641px) { .gc-album:not(:has(figure:nth-child(3))) { grid-template-columns: 1fr; } }
+  @container (max-width: 640px) { .gc-body { grid-template-columns: 1fr; } .gc-plane { height: 80cqw; } .gc-album { grid-template-columns: 1fr 1fr; max-height: none; } select, button { min-height: 32px; } }
 }
-.dark .gs-cloud, .vscode-dark .gs-cloud, [data-jp-theme-light="false"] .gs-cloud { color-scheme: dark; }
-[data-jp-theme-light="true"] .gs-cloud, .vscode-light .gs-cloud, .gradio-container:not(.dark *) .gs-cloud { color-scheme: light; }
+.dark .gc-cloud, .vscode-dark .gc-cloud, [data-jp-theme-light="false"] .gc-cloud { color-scheme: dark; }
+[data-jp-theme-light="true"] .gc-cloud, .vscode-light .gc-cloud, .gradio-container:not(.dark *) .gc-cloud { color-scheme: light; }
 `;

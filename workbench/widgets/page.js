@@ -36,6 +36,7 @@ const STYLE = `
   p { margin: 0; }
   figure { margin: 0 auto; min-width: 0; width: min(100%, max(480px, 64vh * var(--gs-aspect, 1))); }
   figcaption, .gs-bar label, .gs-numbers, .gs-legend label, .gs-note, details { color: var(--gs-soft); }
+  input[type=checkbox] { appearance: auto !important; background: none !important; accent-color: #2563eb; width: 14px; height: 14px; }
   select, button, input:not([type]) { appearance: auto; font: inherit; color: light-dark(#1f2937, #e5e7eb); background: light-dark(#fff, #111827); border: 1px solid var(--gs-line); border-radius: 4px; padding: 2px 6px; max-width: 15em; }
   button:hover { background: var(--gs-back); }
   .gs-panes { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, max(260px, 100% / var(--gs-columns) - 14px)), 1fr)); }

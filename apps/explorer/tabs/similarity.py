@@ -42,7 +42,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
     chosen = gr.State(start)
     with gr.Column() as place:
         view = build_view("similarity-view", queries=_queries(start, viewer.photo(start.photo).digest))
-        with gr.Row(elem_classes="ask"):
+        with gr.Row():
             stay = gr.Button("Keep this map to compare", size="sm", scale=0, min_width=200, elem_id="similarity-keep")
             only = gr.Button("Only the two photos", size="sm", scale=0, min_width=160, elem_id="similarity-drop")
     with gr.Row(visible=False) as drawn:

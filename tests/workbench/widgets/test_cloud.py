@@ -61,7 +61,7 @@ window.host = {
 window.frames = 0;
 const whole = CanvasRenderingContext2D.prototype.putImageData;
 CanvasRenderingContext2D.prototype.putImageData = function (...all) {
-  if (this.canvas.className === "gs-plane") frames++;
+  if (this.canvas.className === "gc-plane") frames++;
   return whole.apply(this, all);
 };
 const { mount } = await import("/cloud.js");
@@ -168,7 +168,7 @@ class Places:
 
     def __init__(self, page: Any, widget: PatchCloud) -> None:
         self.page, self.widget = page, widget
-        self.box = page.locator(".gs-plane").bounding_box()
+        self.box = page.locator(".gc-plane").bounding_box()
         positions = widget.cloud.positions.astype(float)
         low, high = positions.min(axis=0), positions.max(axis=0)
         self.centre = (low + high) / 2
@@ -186,7 +186,7 @@ class Places:
 
     def patch(self, pack: int, row: int, col: int) -> tuple[float, float]:
         geometry = self.widget.packs[pack].geometry
-        box = self.page.locator(".gs-album figure").nth(pack).locator("canvas").last.bounding_box()
+        box = self.page.locator(".gc-album figure").nth(pack).locator("canvas").last.bounding_box()
         x, y = patch_centre(geometry, row, col)
         return box["x"] + x * box["width"] / geometry.width, box["y"] + y * box["height"] / geometry.height
 
@@ -252,7 +252,7 @@ def told(page: Any, name: str) -> list:
 
 def words(page: Any, part: str) -> str:
     settled(page)
-    return page.locator(f".gs-{part}").inner_text()
+    return page.locator(f".gc-{part}").inner_text()
 
 
 def test_every_photo_has_its_colour_and_every_point_its_place(page, places):
@@ -261,7 +261,7 @@ def test_every_photo_has_its_colour_and_every_point_its_place(page, places):
     x, y = places.point(0, 4, 4)
     right, down = places.point(0, 5, 5)
     np.testing.assert_array_equal(pixel(page, (x + right) / 2, (y + down) / 2), BACK["light"])
-    assert page.locator(".gs-keys button").all_inner_texts() == ["grey 0 (300)", "grey 1 (280)"]
+    assert page.locator(".gc-keys button").all_inner_texts() == ["grey 0 (300)", "grey 1 (280)"]
 
 
 def test_fine_and_coarse_screens_show_points_in_the_same_places(browser, widget):
@@ -308,7 +308,7 @@ def test_a_lasso_selects_the_points_inside_and_outlines_their_patches(page, plac
     faded = pixel(page, *places.point(0, 10, 10))
     assert (faded > np.array(OKABE_ITO[0]) * 0.2 + 190).all()
     assert words(page, "words") == "Selected: 12 in grey 0 (rows 2 to 4, columns 3 to 6)."
-    assert "12 in grey 0" in page.locator(".gs-plane").get_attribute("aria-label")
+    assert "12 in grey 0" in page.locator(".gc-plane").get_attribute("aria-label")
 
 
 def test_shift_adds_alt_removes_and_escape_lets_go(page, places):
@@ -328,13 +328,13 @@ def test_shift_adds_alt_removes_and_escape_lets_go(page, places):
 
 def test_without_a_keyboard_the_menu_says_what_a_lasso_does(page, places):
     drag(page, around(places, (0, 2, 3), (0, 2, 4)))
-    page.select_option(".gs-way", "add")
+    page.select_option(".gc-way", "add")
     drag(page, around(places, (0, 8, 8), (0, 8, 8)))
     assert told(page, "selection")[-1] == [*block(0, range(2, 3), range(3, 5)), [0, 8, 8]]
-    page.select_option(".gs-way", "remove")
+    page.select_option(".gc-way", "remove")
     page.mouse.click(*places.point(0, 8, 8))
     assert told(page, "selection")[-1] == block(0, range(2, 3), range(3, 5))
-    page.locator(".gs-clear").click()
+    page.locator(".gc-clear").click()
     assert told(page, "selection")[-1] == []
 
 
@@ -344,7 +344,7 @@ def test_escape_breaks_a_lasso_off(page, places):
     page.mouse.down()
     for place in path[1:]:
         page.mouse.move(*place, steps=4)
-    page.locator(".gs-plane").focus()
+    page.locator(".gc-plane").focus()
     page.keyboard.press("Escape")
     page.mouse.up()
     assert page.evaluate("told") == []
@@ -362,7 +362,7 @@ def test_a_lasso_over_a_photo_selects_its_patches_and_never_padding(page, places
     away(page)
     np.testing.assert_allclose(pixel(page, *places.point(1, 3, 4)), OKABE_ITO[1], atol=2)
     assert (pixel(page, *places.point(1, 8, 8)) > 190).any()
-    box = page.locator(".gs-album figure").nth(1).locator("canvas").last.bounding_box()
+    box = page.locator(".gc-album figure").nth(1).locator("canvas").last.bounding_box()
     left, top, right, bottom = box["x"] + 1, box["y"] + 1, box["x"] + box["width"] - 1, box["y"] + box["height"] - 1
     drag(page, [(left, top), (right, top), (right, bottom), (left, bottom), (left, top + 2)])
     assert told(page, "selection")[-1] == block(1, range(14), range(20))
@@ -449,7 +449,7 @@ def test_hovering_a_photo_marks_the_point_and_asks_about_it_for_the_time_being(p
 
 
 def test_locked_colours_are_those_of_one_basis_for_all_photos(page, places, looks, widget):
-    page.select_option(".gs-mode", "pca")
+    page.select_option(".gc-mode", "pca")
     assert told(page, "color_by") == ["pca"]
     basis = fit_basis([look.features.patches for look in looks], valid=[look.valid for look in looks])
     for patch in ([0, 4, 4], [1, 9, 12], [1, 0, 19]):
@@ -464,8 +464,8 @@ def test_locked_colours_are_those_of_one_basis_for_all_photos(page, places, look
 def test_without_a_basis_there_are_no_pca_colours(context, looks):
     packs = [make_pack(look) for look in looks]
     page = opened(context, PatchCloud(*packs, cloud=lattice(looks), color_by="pca"))
-    assert page.locator(".gs-mode").input_value() == "image"
-    assert page.locator(".gs-mode option[value=pca]").is_disabled()
+    assert page.locator(".gc-mode").input_value() == "image"
+    assert page.locator(".gc-mode option[value=pca]").is_disabled()
     assert page.errors == []
 
 
@@ -533,7 +533,7 @@ def test_a_double_click_shows_all_again_and_asks_nothing(page, places):
 
 
 def test_the_keyboard_alone_walks_asks_selects_and_zooms(page):
-    page.locator(".gs-plane").focus()
+    page.locator(".gc-plane").focus()
     page.evaluate("fromPython('query', [0, 4, 4])")
     settled(page)
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
@@ -555,7 +555,7 @@ def test_the_keyboard_alone_walks_asks_selects_and_zooms(page):
 
 
 def test_the_keyboard_walks_the_patches_of_a_photo(page):
-    page.locator(".gs-album figure").nth(1).locator("canvas").last.focus()
+    page.locator(".gc-album figure").nth(1).locator("canvas").last.focus()
     for key in ("ArrowRight", "Shift+ArrowUp", "ArrowLeft", "Enter"):
         page.keyboard.press(key)
         settled(page)
@@ -623,7 +623,7 @@ def test_what_python_sets_is_shown(page, places):
         "Selected: 1 in grey 0 (rows 4 to 4, columns 4 to 4); 1 in grey 1 (rows 2 to 2, columns 2 to 2)."
     )
     page.evaluate("fromPython('color_by', 'cosine')")
-    assert page.locator(".gs-mode").input_value() == "cosine"
+    assert page.locator(".gc-mode").input_value() == "cosine"
     page.evaluate("fromPython('selection', [])")
     page.evaluate("fromPython('camera', {x: 12, y: -12, zoom: 3})")
     middle = places.box["x"] + places.box["width"] / 2, places.box["y"] + places.box["height"] / 2
@@ -633,7 +633,7 @@ def test_what_python_sets_is_shown(page, places):
 
 
 def test_a_legend_button_hides_the_points_of_a_photo(page, places):
-    key = page.locator(".gs-keys button").first
+    key = page.locator(".gc-keys button").first
     key.click()
     away(page)
     assert key.get_attribute("aria-pressed") == "false"
@@ -710,7 +710,7 @@ def test_two_views_on_a_page_do_not_disturb_each_other(page, places, widget):
       await window.second.ready;
     }""")
     drag(page, around(places, (0, 2, 3), (0, 2, 4)))
-    assert page.locator(".gs-words").all_inner_texts() == ["Selected: 2 in grey 0 (rows 2 to 2, columns 3 to 4)."] * 2
+    assert page.locator(".gc-words").all_inner_texts() == ["Selected: 2 in grey 0 (rows 2 to 2, columns 3 to 4)."] * 2
     page.evaluate("second.destroy()")
     drag(page, around(places, (0, 3, 3), (0, 3, 4)))
     assert words(page, "words").startswith("Selected: 2 in grey 0 (rows 3")
@@ -765,7 +765,7 @@ def test_a_saved_file_answers_alone(context, widget, tmp_path):
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(path.as_uri())
-    page.wait_for_selector(".gs-keys button")
+    page.wait_for_selector(".gc-keys button")
     page.evaluate("gramscope.ready")
     places = Places(page, widget)
     drag(page, around(places, (0, 2, 3), (0, 2, 4)))
