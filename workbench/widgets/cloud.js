@@ -1,5 +1,5 @@
 /**
- * Patches as points: a lasso in the cloud outlines its patches on the photographs, and the other way round.
+ * Patches as points: a lasso in the cloud outlines its patches on the photos, and the other way round.
  *
  *   mount(el, host) -> {destroy(), ready}
  *
@@ -30,7 +30,7 @@ export function mount(el, host) {
   let hover = null, preview = null, asked = null, before = null, clicked = 0; // patches; preview: hovered on a photo
   let path = [], surface, moving = false, frame, settling, told, back, ink, paper, text;
 
-  // ---- what is there, what the host knows
+  // ---- what is there
 
   async function open() {
     const blobs = await Promise.all(["positions", "cells"].map((name) => host.blob(name)));
@@ -44,7 +44,7 @@ export function mount(el, host) {
     marks = packs.map((pack) => new Uint8Array(pack.valid.length));
     values = packs.map((pack) => new Float32Array(pack.valid.length).fill(NaN));
     tints = new Int32Array(packOf.length);
-    shuffled = shuffle(packOf.length); // no picture lies on top of all others
+    shuffled = shuffle(packOf.length); // none lies on top of all
     plane.put(new Float32Array(blobs[0].slice().buffer), packOf);
     basis = packs.find((pack) => pack.basis);
     menu.options[1].disabled = !basis;
@@ -66,7 +66,7 @@ export function mount(el, host) {
   const pointOf = (patch) => (patch ? points[patch[0]][patch[1]] : -1);
 
   function tell(name, value) {
-    told = value; // our own words change nothing when they come back
+    told = value; // and comes back
     state.set(name, value);
     heard(name);
   }
@@ -95,7 +95,7 @@ export function mount(el, host) {
     tell("selection", packs.flatMap((_, pack) => marked(pack)));
   }
 
-  /** Makes a patch the query; the same one again lets go of it. */
+  /** Makes a patch the query; the same again lets go of it. */
   const ask = (patch) => tell("query", patch && `${patch}` !== `${query()}` ? outer(patch) : null);
 
   /** Esc: first the lasso, then the selection, then the query. */
@@ -105,11 +105,15 @@ export function mount(el, host) {
     else ask(null);
   }
 
-  // ---- from state to pixels, only what is stale
+  // ---- from state to pixels
 
   function redraw(...names) {
     names.forEach((name) => stale.add(name));
-    frame ??= requestAnimationFrame(() => ((frame = null), here && canvas.clientWidth && draw()));
+    frame ??= requestAnimationFrame(() => {
+      frame = null;
+      if (here && canvas.clientWidth) draw();
+      else if (here && !signal.aborted) setTimeout(redraw, 250); // hidden, as by JupyterLab changing its theme
+    });
   }
 
   function draw() {
@@ -136,7 +140,7 @@ export function mount(el, host) {
     if (all) legend();
     if (did("words")) describe();
     const loading = packs.find((pack) => !pack.complete);
-    const hint = loading ? `Features are coming: ${loading.rowsHere} of ${loading.rows} rows.` : "Hover a point or a patch; click to make it the query.";
+    const hint = loading ? `Features are coming: ${loading.rowsHere} of ${loading.rows} rows.` : "Hover a point or a patch; click to ask about it.";
     part("read").textContent = hover ? sentence(hover) : hint;
   }
 
@@ -253,7 +257,7 @@ export function mount(el, host) {
     });
   }
 
-  // ---- photos and words
+  // ---- photos, words
 
   function photo(pack, index) {
     const photo = new Photo(pack, about.names[index]), { above } = photo;
@@ -270,10 +274,10 @@ export function mount(el, host) {
     return photo;
   }
 
-  /** Which marker is which photo; each can be switched off. */
+  /** Which marker is which photo; a click hides it. */
   function keys() {
     part("keys").replaceChildren(...packs.map((_, index) => {
-      const key = make("button", { type: "button", title: "Show or hide these points", ariaPressed: true });
+      const key = make("button", { type: "button", title: "Show or hide", ariaPressed: true });
       const count = points[index].filter((point) => point >= 0).length.toLocaleString("en");
       key.append(make("canvas"), `${about.names[index]} (${count})`);
       key.onclick = () => {
@@ -291,13 +295,12 @@ export function mount(el, host) {
     part("share").textContent = mode() === "pca" ? shares() : "";
   }
 
-  /** The selection in words. */
   function describe() {
     const parts = packs.flatMap((_, pack) => {
       const all = marked(pack), columns = all.map((patch) => patch[2]).sort((a, b) => a - b); // rows are in order
       return all.length ? [`${all.length} in ${about.names[pack]} (rows ${all[0][1]} to ${all.at(-1)[1]}, columns ${columns[0]} to ${columns.at(-1)})`] : [];
     });
-    const words = parts.length ? `Selected: ${parts.join("; ")}.` : "Nothing is selected: drag around points, or over a photo.";
+    const words = parts.length ? `Selected: ${parts.join("; ")}.` : "Nothing is selected: drag around points or over a photo.";
     part("words").textContent = words;
     canvas.ariaLabel = `${about.caption}, of ${about.names.join(", ")}. ${words}`;
   }
@@ -372,7 +375,7 @@ const HELP = "Drag around points or over a photo: select; Shift adds, Alt remove
 
 const STYLE = `
 .gc-cloud { color-scheme: light dark; --gc-soft: light-dark(#6b7280, #9ca3af); --gc-line: light-dark(#d1d5db, #4b5563);
-  container-type: inline-size; color: light-dark(#1f2937, #e5e7eb); font: 13px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums;
+  container-type: inline-size; padding: 1px; color: light-dark(#1f2937, #e5e7eb); font: 13px/1.4 system-ui, sans-serif; font-variant-numeric: tabular-nums;
   p { margin: 4px 0 0; }
   .gc-read { margin-top: 8px; min-height: 1.4em; }
   .gc-bar, .gc-bar label, .gc-keys, .gc-keys button { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }

@@ -665,6 +665,19 @@ def test_the_theme_of_the_host_goes_before_that_of_the_system(browser, widget, s
     context.close()
 
 
+def test_what_changes_while_the_view_is_hidden_is_there_when_it_comes_back(page, places):
+    page.evaluate("""async () => {
+      const view = document.getElementById("view");
+      document.body.classList.add("dark");
+      await null; // it is heard of
+      view.style.display = "none"; // for one frame, as JupyterLab does
+      await new Promise((done) => requestAnimationFrame(done));
+      view.style.display = "";
+    }""")
+    page.wait_for_timeout(500)
+    np.testing.assert_array_equal(pixel(page, places.box["x"] + 5, places.box["y"] + 5), BACK["dark"])
+
+
 def test_nothing_moves_by_itself(page, places):
     page.mouse.dblclick(*places.point(0, 4, 4))
     settled(page)
