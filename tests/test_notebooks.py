@@ -20,7 +20,14 @@ SHOWN = {  # a new notebook has a line here
 }
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SLOW = {"03_colour_of_parts"}  # UMAP is compiled at its first use
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.long) if path.stem in SLOW else path for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_and_shows_its_pictures(path):
     notebook = jupytext.read(path)
     place = {"metadata": {"path": path.parent}}

@@ -128,7 +128,12 @@ def test_the_page_opens_with_an_answer_and_asks_nobody_else(browser, app):
 
 @pytest.mark.parametrize(
     ("viewport", "scale", "zoom"),
-    [((1280, 900), 1, 1), ((390, 844), 3, 1), ((1280, 900), 2, 0.8), ((1000, 700), 1, 1.25)],
+    [
+        ((390, 844), 3, 1),
+        ((1280, 900), 2, 0.8),
+        pytest.param((1280, 900), 1, 1, marks=pytest.mark.long),
+        pytest.param((1000, 700), 1, 1.25, marks=pytest.mark.long),
+    ],
 )
 def test_a_click_lands_in_the_patch_under_the_pointer(visit, viewport, scale, zoom):
     page = visit(*viewport, device_scale_factor=scale)
