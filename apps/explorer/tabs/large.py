@@ -141,7 +141,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         yield desk, *kept, _progress(0, 1, "A first look at the whole photo …")
         canvas = Canvas(photo.pixels, geometry)
         card, packed, cost = card_of(backbone), began, 0.0
-        desk.pack = None
+        desk.coarse_pack = desk.pack = None  # those of another layer, perhaps
         for glimpse in glimpses:
             look = Look(photo, glimpse.features(), model)
             look.__dict__["canvas"] = canvas  # the same for all: drawn once
@@ -157,7 +157,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
                 # Packing takes a second or two: never more than an eighth of the time that the tiles take.
                 elif glimpse.done == glimpse.total or time.monotonic() - packed > max(8 * cost, 4):
                     start = time.monotonic()
-                    desk.pack = _packed(glimpse, look, card)
+                    desk.pack = _sharp_pack(look, glimpse.sharp, card)
                     value, packed = value_of(desk), time.monotonic()
                     cost = packed - start
             if desk.turn != turn:
@@ -166,12 +166,24 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             seen = sides_of(desk, drawn_by) if not glimpse.done else [gr.skip()] * len(sides)
             yield desk, *pictured, value, *seen, _state(glimpse, look, time.monotonic() - began)
 
-    def halt(desk: Desk) -> Any:
+    def halt(desk: Desk, drawn_by: str) -> Any:
         desk.turn += 1
         if desk.look is None or desk.sharp is None:
-            return _progress(0, 1, "Not looked at yet.")
+            return gr.skip(), _progress(0, 1, "Not looked at yet.")
         share = float(desk.sharp.float().mean())
-        return gr.skip() if share == 1 else _progress(share, 1, f"Stopped: {share:.0%} of the photo is sharp.")
+        if share == 1:
+            return gr.skip(), gr.skip()
+        value = packed_anew(desk) if drawn_by == "page" else gr.skip()  # with the tiles since the last packing
+        return value, _progress(share, 1, f"Stopped: {share:.0%} of the photo is sharp.")
+
+    def packed_anew(desk: Desk, **state: Any) -> Any:
+        """What the view is told of all that is there now."""
+        assert desk.look is not None and desk.coarse is not None and desk.sharp is not None
+        card = card_of(viewer.backbone(desk.look.model))
+        desk.coarse_pack = desk.coarse_pack or pack_features(desk.coarse.features, card, desk.look.photo)
+        if desk.sharp.any():
+            desk.pack = _sharp_pack(desk.look, desk.sharp, card)
+        return value_of(desk, **state)
 
     def click(event: gr.SelectData, desk: Desk, *style: Any) -> Any:
         photo = viewer.photo(desk.photo)
@@ -197,19 +209,16 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         value, photo = gr.skip(), viewer.photo(desk.photo)
         if desk.look is not None and drawn_by == "server":
             desk.point = _asked(shown, desk)
-        if desk.look is not None and desk.coarse is not None and drawn_by == "page":
-            card = card_of(viewer.backbone(desk.look.model))
-            desk.coarse_pack = desk.coarse_pack or pack_features(desk.coarse.features, card, photo)
-            if desk.sharp is not None and desk.sharp.any():
-                desk.pack = _sharp_pack(desk.look, desk.sharp, card, growing=not bool(desk.sharp.all()))
-            value = value_of(desk, queries=[_query(photo, desk.point)])
-        return desk, *draw(desk, *style), value, *sides_of(desk, drawn_by)
+        if desk.look is not None and drawn_by == "page":
+            value = packed_anew(desk, queries=[_query(photo, desk.point)])
+        seen = desk.look is None or drawn_by == "server"
+        return desk, *(draw(desk, *style) if seen else [gr.skip()] * len(pictures)), value, *sides_of(desk, drawn_by)
 
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     outputs = [desk, *pictures, view, *sides, state]  # the desk itself is the same one: telling keeps it from expiring
     # No `cancels`: Gradio ends a cancelled run by showing its last pictures again, over what came after them.
     start.click(sharpen, [desk, view, drawn_by, controls.model, controls.layer, tile, *style], outputs, **quick)
-    stop.click(halt, desk, state, **quick)
+    stop.click(halt, [desk, drawn_by], [view, state], **quick)
     map_image.select(click, [desk, *style], pictures, concurrency_limit=1, **quick)  # in the order of the clicks
     gr.on([part.input for part in style], draw, [desk, *style], pictures, **(quick | {"trigger_mode": "always_last"}))
     wire = build_strip(viewer.large_samples, show, "Look at another large photo", "large")
@@ -229,12 +238,9 @@ def _asked(shown: dict[str, Any], desk: Desk) -> Point:
     return (pinned[0]["x"], pinned[0]["y"]) if pinned else desk.point
 
 
-def _packed(glimpse: Glimpse, look: Look, card: ModelCard) -> Pack:
-    return _sharp_pack(look, glimpse.sharp, card, growing=glimpse.done < glimpse.total)
-
-
-def _sharp_pack(look: Look, sharp: Bool[Tensor, "H W"], card: ModelCard, growing: bool) -> Pack:
+def _sharp_pack(look: Look, sharp: Bool[Tensor, "H W"], card: ModelCard) -> Pack:
     """The pack of the cells that tiles have covered; the others are zeros, which the view takes for not there yet."""
+    growing = not bool(sharp.all())
     features = replace(look.features, patches=look.features.patches * sharp[..., None])
     return pack_features(features, card, look.photo, growing=growing, basis=None if growing else look.basis)
 

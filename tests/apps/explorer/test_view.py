@@ -141,6 +141,11 @@ def test_a_large_photo_is_hovered_while_it_sharpens(visit):
     complete(page, "large-view")  # the coarse map
     move(page, 1200, 300, (1500, 1100), view="large-view")
     assert "row" in readout(page, "large-view")
+    page.wait_for_function("document.querySelector('#large-state').innerText.match(/[1-9] of \\d+ tiles/)")
+    page.click("#large-stop")
+    page.get_by_text("of the photo is sharp").wait_for(timeout=20_000)
+    complete(page, "large-view", "v.packs.length === 2")  # with what was sharp when it was stopped
+    page.click("#large-start")
     page.get_by_text(re.compile(r"All \d+ tiles")).wait_for(timeout=120_000)
     complete(page, "large-view", "v.packs.length === 2 && v.packs[1].nullSame?.length")
     x, y = patch_centre(plan(1500, 1100, 14, size=1500), 20, 30)
