@@ -1,0 +1,1 @@
+"""Reported evaluations of frozen backbones, one file each."""
