@@ -223,7 +223,9 @@ class RunConfig:
     keep: int = 3  # newest checkpoints
     keep_every: int = 0  # besides those, every so many steps for good
     export_every: int = 12_500  # teacher/<step>.safetensors
-    probe_every: int = 0  # probes/<step>/*.dfp
+    probe_every: int = 0  # probes/<step>/*.dfp, and the teacher with them
+    probes: int = 8  # images, from the validation split where there is one
+    probe_size: int | None = None  # long side in pixels; None: the image's own
     evaluate_every: int = 0  # k-NN on the labelled validation split, where the source has one
     nonfinite: Literal["stop", "skip"] = "stop"  # skip: leave the update out, stop at the third in a row
     tensorboard: bool = False

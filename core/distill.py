@@ -79,7 +79,7 @@ class SelfDistillation(nn.Module):
                 logits[:2], targets.cls, c.dino.student_temp, ignore_diagonal=c.dino.ignore_diagonal
             ),
             "ibot": ibot(masked, targets.patches, batch.mask_weights, len(wide_cls), c.ibot.student_temp),
-            "koleo": sum(koleo(cls, group_size=c.koleo.group, topk=c.koleo.topk) for cls in spread) / len(spread),
+            "koleo": torch.stack([koleo(cls, group_size=c.koleo.group, topk=c.koleo.topk) for cls in spread]).mean(),
         }
         pairs_global, pairs_local = (2 if c.dino.ignore_diagonal else 4), 2 * c.crops.num_local
         total = (
@@ -118,10 +118,10 @@ class SelfDistillation(nn.Module):
 
         A function of the step alone, so that a resumed run needs no counter.
         """
-        due = self.gram_teacher is not None and gram_teacher_due(step, self.config)
-        if due:
-            copy_parameters(self.gram_teacher, self.teacher["backbone"])
-        return due
+        if self.gram_teacher is None or not gram_teacher_due(step, self.config):
+            return False
+        copy_parameters(self.gram_teacher, self.teacher["backbone"])
+        return True
 
 
 def gram_teacher_due(step: int, config: Config) -> bool:

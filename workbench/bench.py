@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
+from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles
 from core.dense.geometry import plan
 from core.dense.inputs import picture_geometry
@@ -30,7 +31,7 @@ from core.models import Backbone, build_backbone
 from core.models.inference import for_inference
 from core.models.weights import load_backbone, save_backbone
 from workbench.images import list_samples, open_image
-from workbench.looks import ModelCard, look_at
+from workbench.looks import look_at
 from workbench.packs import Pack, pack_features
 
 GROUPS = {  # torch's operators by what they do; the first match counts

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import Geometry
+from core.dense.packfile import BLOCKS, CHUNK_ROWS, assemble, canonical
 from core.models.files import replace
 from workbench.images import Photo
-from workbench.looks import ModelCard
-from workbench.packfile import BLOCKS, CHUNK_ROWS, assemble, canonical
 from workbench.packs import Pack, PackError, open_pack, pack_features
 
 HEADER = "gramscope"  # under this name the header of a pack stands in its copies

@@ -7,33 +7,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from core.dense.cards import ModelCard, card_of
 from core.dense.color import ColorBasis, fit_basis, to_rgb
 from core.dense.extract import DenseFeatures, Progress, extract
 from core.dense.geometry import Point, pixel_to_patch
 from core.dense.reference import NullCurves, null_curves
 from core.dense.similarity import Cell, Match, cosine_map, cosine_map_to, top_k, unit_patches
-from core.dense.store import weights_digest
 from core.models import Backbone
-from core.models.inference import fingerprint
 from workbench.draw import MATCH, NEGATIVE, QUERY, Canvas
 from workbench.images import Photo, open_image
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Which weights features come from, and under which terms; None where that is not known."""
-
-    name: str
-    weights: str | None = None  # of `core.dense.store.weights_digest`
-    licence: str | None = None
-    licence_url: str | None = None
-    notice: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,29 +126,6 @@ def look_at(photo: Photo | str | Path, backbone: Backbone, **options: Any) -> Lo
         photo = open_image(photo)
     card = card_of(backbone)
     return Look(photo, extract(backbone, photo, **options), card.name, card)
-
-
-_digests: WeakKeyDictionary[Backbone, tuple[object, str]] = WeakKeyDictionary()
-
-
-def card_of(backbone: Backbone) -> ModelCard:
-    """The card of a backbone's weights."""
-    source = backbone.source
-    if source is None:
-        return ModelCard(type(backbone).__name__, _digest(backbone))
-    licence = (source.licence, source.licence_url or None, source.licence_notice or None)
-    return ModelCard(source.name, _digest(backbone), *licence)
-
-
-def _digest(backbone: Backbone) -> str:
-    """`weights_digest`, which reads every weight (0.1 s for a ViT-S), again only when one has changed."""
-    if any(weights.is_inference() for weights in backbone.parameters()):  # these have no version
-        return weights_digest(backbone)
-    state = (fingerprint(backbone), backbone.pixel_mean, backbone.pixel_std)
-    known = _digests.get(backbone)
-    if known is None or known[0] != state:
-        known = _digests[backbone] = (state, weights_digest(backbone))
-    return known[1]
 
 
 Key = tuple[str, str, int | None, int, bool, int | None]

@@ -15,11 +15,12 @@ import pytest
 import torch
 import zarr
 
+from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures, Seam
 from core.dense.geometry import plan
 from workbench.exchange import from_npz, from_parquet, from_zarr, to_npz, to_parquet, to_zarr
 from workbench.images import open_image
-from workbench.looks import Look, ModelCard
+from workbench.looks import Look
 from workbench.packs import Pack, PackError, make_pack
 
 ROWS, COLS, DIM = 18, 5, 16

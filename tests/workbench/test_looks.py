@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from core.dense import cards as cards_module
+from core.dense.cards import ModelCard, card_of
 from core.dense.geometry import plan
 from core.dense.store import weights_digest
 from core.models import Backbone, build_backbone
 from core.models.weights import load_backbone
-from workbench import looks as looks_module
 from workbench.draw import MATCH, QUERY
 from workbench.images import Photo, list_samples, open_image
-from workbench.looks import Look, Looks, ModelCard, card_of, look_at
+from workbench.looks import Look, Looks, look_at
 
 WEIGHTS = "dinov2_vits14_saliency"
 
@@ -129,7 +130,7 @@ def test_weights_of_nobody_have_a_card_without_terms():
 
 def test_weights_are_read_again_only_when_they_change(monkeypatch):
     nano, read = build_backbone("vit_nano", depth=1), []
-    monkeypatch.setattr(looks_module, "weights_digest", lambda backbone: read.append(1) or weights_digest(backbone))
+    monkeypatch.setattr(cards_module, "weights_digest", lambda backbone: read.append(1) or weights_digest(backbone))
     first = card_of(nano).weights
     assert card_of(nano).weights == first and len(read) == 1
     with torch.no_grad():

@@ -19,16 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
+from core.dense.cards import ModelCard
 from core.dense.coding import rotate
 from core.dense.color import fit_basis, project
 from core.dense.extract import DenseFeatures, Seam
 from core.dense.geometry import Geometry, plan, valid_cells
+from core.dense.packfile import BLOCKS, assemble
 from core.dense.reference import null_curves
 from core.dense.store import weights_digest
 from core.models.weights import load_backbone
 from workbench.images import Photo, list_samples, open_image
-from workbench.looks import Look, ModelCard, look_at
-from workbench.packfile import BLOCKS, assemble
+from workbench.looks import Look, look_at
 from workbench.packs import make_pack, open_pack, pack_features, save_pack
 
 WEIGHTS = "dinov2_vits14_saliency"
@@ -534,7 +535,7 @@ def test_a_pack_of_a_4k_picture_is_made_in_bounded_memory(tmp_path):
 import resource, sys, torch, numpy as np
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import plan
-from workbench.looks import ModelCard
+from core.dense.cards import ModelCard
 from workbench.packs import pack_features, save_pack
 patches = torch.randn(293, 293, 384)
 features = DenseFeatures(patches=patches, cls=patches[0, 0], registers=patches[0, :4], geometry=plan(4102, 4102, 14),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.dense.cards import ModelCard
 from core.dense.color import to_rgb
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import patch_centre, pixel_to_patch, plan
@@ -22,7 +23,7 @@ from core.models.weights import load_backbone
 from workbench import load, look_at
 from workbench.draw import QUERY, Canvas
 from workbench.images import Photo, list_samples, open_image
-from workbench.looks import Look, ModelCard
+from workbench.looks import Look
 from workbench.packs import Pack, make_pack, save_pack
 from workbench.views import (
     CHECKS,

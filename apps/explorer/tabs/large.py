@@ -14,12 +14,13 @@ from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, bui
 from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import Viewer, plain_canvas, plain_errors
 from apps.explorer.views import DRAWN_BY, build_view
+from core.dense.cards import ModelCard, card_of
 from core.dense.extract import Glimpse, extract_tiles
 from core.dense.geometry import Box, Point, carried, pixel_to_patch
 from core.dense.inputs import MAX_SIDE, picture_geometry
 from workbench.draw import QUERY, Canvas, legend
 from workbench.images import Photo
-from workbench.looks import Look, ModelCard, card_of
+from workbench.looks import Look
 from workbench.packs import Pack, pack_features
 
 title = "4K"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.dense.cards import ModelCard
 from core.dense.color import fit_basis, to_rgb
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import (
@@ -34,7 +35,7 @@ from core.dense.similarity import top_k
 from core.models.weights import load_backbone
 from workbench.draw import lookup
 from workbench.images import open_image
-from workbench.looks import Look, ModelCard, look_at
+from workbench.looks import Look, look_at
 from workbench.packs import Pack, make_pack, pack_features
 from workbench.views import ViewError, decode_view, encode_view, packs_of, pane_values
 from workbench.widgets.similarity import Similarity

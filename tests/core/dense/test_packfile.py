@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import plan
-from workbench.looks import ModelCard
-from workbench.packfile import HEADER, header_id
-from workbench.packs import PackError, open_pack, pack_features, save_pack
+from core.dense.packfile import HEADER, header_id
+from core.dense.packs import PackError, open_pack, pack_features, save_pack
 
 
 @pytest.fixture(scope="module")

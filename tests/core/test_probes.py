@@ -1,0 +1,73 @@
+"""Probes of a run: the same images at every step, as packs that views open."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.config import Config, DataConfig, RunConfig, SourceConfig
+from core.dense.extract import extract
+from core.dense.packs import open_pack
+from core.models import build_backbone
+from core.probes import open_probes, write_probes
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 5)):
+        (tmp_path / "images" / split / "thing").mkdir(parents=True)
+        for number in range(count):
+            pixels = draw.integers(0, 255, (40, 56, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / split / "thing" / f"{split}{number}.png")
+    return tmp_path / "images"
+
+
+def config(folder: Path, **settings) -> Config:
+    data = DataConfig(sources=(SourceConfig(path=str(folder)),), batch_size=2)
+    return replace(Config(), data=data, run=RunConfig(**settings))
+
+
+def test_probes_are_held_out_and_the_same_every_time(folder):
+    probes = open_probes(config(folder, probes=3))
+    assert len(probes) == 3
+    assert all(probe.name.startswith("val") for probe in probes)
+    assert [probe.digest for probe in open_probes(config(folder, probes=3))] == [probe.digest for probe in probes]
+
+
+def test_without_a_validation_split_training_images_serve(folder):
+    for path in (folder / "val" / "thing").iterdir():
+        path.unlink()
+    (folder / "val" / "thing").rmdir()
+    (folder / "val").rmdir()
+    probes = open_probes(config(folder / "train", probes=2))
+    assert all(probe.name.startswith("train") for probe in probes)
+
+
+def test_a_broken_probe_is_left_out(folder):
+    for path in (folder / "val" / "thing").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert open_probes(config(folder, probes=2)) == []
+
+
+def test_more_probes_than_images_are_all_images(folder):
+    assert len(open_probes(config(folder, probes=50))) == 5
+
+
+def test_packs_hold_the_features_and_say_which_step(folder, tmp_path):
+    backbone = build_backbone("vit_nano", patch_size=8, depth=1).eval()
+    probes = open_probes(config(folder, probes=2))
+    write_probes(tmp_path / "run", 40, backbone, probes)
+    paths = sorted((tmp_path / "run" / "probes" / "40").iterdir())
+    assert [path.name[:3] for path in paths] == ["00-", "01-"]
+    pack = open_pack(paths[0])
+    assert (pack.rows, pack.cols) == (5, 7)
+    assert pack.labels == {"run": "run", "step": "40"}
+    assert pack.picture == {"name": probes[0].name, "digest": probes[0].digest}
+    patches = extract(backbone, probes[0].pixels).patches
+    decoded = pack.rows_of(0, 5)
+    cosine = np.einsum("hwd,hwd->hw", decoded, patches.numpy())
+    cosine /= np.linalg.norm(decoded, axis=-1) * np.linalg.norm(patches.numpy(), axis=-1)
+    assert cosine.min() > 0.999
