@@ -1,4 +1,8 @@
-"""Charts of cosines: is this one high?"""
+"""Charts: is this cosine high, and how does a run get on?"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -54,6 +58,44 @@ def cosine_by_distance(null: NullCurves) -> go.Figure:
         line={"color": ORANGE, "width": 2},
     )
     return _styled(figure, "distance in cells (rows + columns)", "mean cosine", y_range=(-0.2, 1.0))
+
+
+def knn_curve(runs: Sequence[str | Path], *, measure: str = "top1_k10") -> go.Figure:
+    """k-NN accuracy of runs over their steps, and what always answering the commonest class would get.
+
+    Reads evals/<step>/knn.json in each run's folder. Raises FileNotFoundError for a run that was never evaluated.
+    """
+    figure = go.Figure()
+    for run, color in zip(map(Path, runs), (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00"), strict=False):
+        found = sorted((int(path.parent.name), path) for path in run.glob("evals/*/knn.json"))
+        if not found:
+            raise FileNotFoundError(f"{run} holds no evals/<step>/knn.json; set run.evaluate_every")
+        steps = [step for step, _ in found]
+        numbers = [json.loads(path.read_text(encoding="utf-8")) for _, path in found]
+        for name in sorted(key for key in numbers[0] if key.endswith(measure)):
+            part = name.rpartition("/")[0]
+            figure.add_scatter(
+                x=steps,
+                y=[entry[name] for entry in numbers],
+                mode="lines+markers",
+                name=f"{run.name}, {part or 'mean'}",
+                line={"color": color, "width": 1 if part else 3, "dash": _dash(part, numbers[0])},
+            )
+        chance = numbers[0]["majority"]
+        figure.add_scatter(
+            x=[steps[0], steps[-1]],
+            y=[chance, chance],
+            mode="lines",
+            name=f"{run.name}, commonest class",
+            line={"color": "gray", "width": 1, "dash": "dot"},
+        )
+    return _styled(figure, "step", "k-NN accuracy", y_range=(0.0, 1.0))
+
+
+def _dash(part: str, names: dict[str, float]) -> str:
+    """Parts are told apart by their dashes, as runs are by colours."""
+    parts = sorted({name.rpartition("/")[0] for name in names} - {""})
+    return "solid" if not part else ("dash", "dot", "dashdot", "longdash")[parts.index(part) % 4]
 
 
 def _density(values: Tensor, limits: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

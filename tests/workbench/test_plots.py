@@ -1,5 +1,7 @@
 """The charts hold the numbers that numpy gives."""
 
+import json
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from core.dense.reference import NullCurves, null_curves, standing
 from core.dense.similarity import cosine_map
-from workbench.plots import cosine_by_distance, cosine_histogram
+from workbench.plots import cosine_by_distance, cosine_histogram, knn_curve
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,20 @@ def test_the_percentile_beside_the_charts_is_numpys(null):
         assert standing(value, null.same_image).percentile == pytest.approx(share, abs=100 / len(references))
     value = 0.3
     assert standing(value, null.same_image).z == pytest.approx((value - references.mean()) / references.std(), abs=1e-5)
+
+
+def test_accuracy_over_steps_is_what_the_run_wrote_in_the_order_of_steps(tmp_path):
+    for step, value in ((1000, 0.5), (0, 0.1), (200, 0.3)):
+        (tmp_path / "run" / "evals" / str(step)).mkdir(parents=True)
+        numbers = {"top1_k10": value, "flowers/top1_k10": value / 2, "majority": 0.2, "flowers/majority": 0.2}
+        (tmp_path / "run" / "evals" / str(step) / "knn.json").write_text(json.dumps(numbers))
+    found = curves(knn_curve([tmp_path / "run"]))
+    assert list(found["run, mean"].x) == [0, 200, 1000]
+    assert list(found["run, mean"].y) == [0.1, 0.3, 0.5]
+    assert list(found["run, flowers"].y) == [0.05, 0.15, 0.25]
+    assert list(found["run, commonest class"].y) == [0.2, 0.2]
+
+
+def test_a_run_that_was_never_evaluated_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run\.evaluate_every"):
+        knn_curve([tmp_path])
