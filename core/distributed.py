@@ -34,6 +34,8 @@ def start(device: str | None = None, *, timeout: timedelta = timedelta(minutes=1
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) if size > 1 else 0
     chosen = _choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # what "cuda" without a number means from here on, in torch's own code as well
     if dist.is_initialized():
         return World(rank(), dist.get_world_size(), local_rank, chosen)
     if size == 1:
@@ -45,7 +47,6 @@ def start(device: str | None = None, *, timeout: timedelta = timedelta(minutes=1
         raise ValueError(f"{size} processes train on cpu or cuda, not on {chosen.type}; start one process")
     try:
         if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
             dist.init_process_group("nccl", timeout=timeout, device_id=chosen)
         else:
             dist.init_process_group("gloo", timeout=timeout)

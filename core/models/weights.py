@@ -35,7 +35,16 @@ from core.models.published import (
 )
 from core.models.vit import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 
-__all__ = ["PUBLISHED", "Source", "WeightsError", "licence_of", "load_backbone", "save_backbone", "summary"]
+__all__ = [
+    "PUBLISHED",
+    "Source",
+    "WeightsError",
+    "licence_of",
+    "load_backbone",
+    "read_heads",
+    "save_backbone",
+    "summary",
+]
 
 HEADS = ("dino_head.", "ibot_head.")  # of training exports: no part of the backbone, left aside knowingly
 PACKAGING = ("module.", "_orig_mod.", "teacher.", "backbone.", "dinov2.", "dinov2_with_registers.", "model.")
@@ -282,7 +291,14 @@ def _pixels(file: WeightFile, names: str) -> tuple[Triple, Triple]:
     return IMAGENET_MEAN, IMAGENET_STD
 
 
-def save_backbone(backbone: Backbone, path: str | Path, layout: str = "official") -> Path:
+def save_backbone(
+    backbone: Backbone,
+    path: str | Path,
+    layout: str = "official",
+    *,
+    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """The path of a backbone's weights, written in one step.
 
     layout: "official" (holds everything), "hf" or "timm". A path ending in .safetensors or .pth becomes that
@@ -293,10 +309,18 @@ def save_backbone(backbone: Backbone, path: str | Path, layout: str = "official"
     would lose something goes to fp32. "hf" and "timm" have no rotary periods, local norm and (timm) mask
     token; readers of those recompute the periods exactly, which moves features that used the rounded table by
     up to 1e-2. Raises WeightsError for what the layout cannot hold and features need.
+
+    heads: by name ("dino_head", "ibot_head") their tensors, beside which the backbone's names start with "backbone.",
+    as in a training export; for a .safetensors file in the official layout. dtype: fp32, fp16 or bf16 for everything
+    but the rotary periods, whatever is lost; the default loses nothing.
     """
     path = Path(path)
     if layout not in LAYOUTS:
         raise ValueError(f"no layout called {layout!r}; known: {', '.join(LAYOUTS)}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"weights are stored as fp32, fp16 or bf16, got dtype {dtype}")
+    if heads is not None:
+        _check_heads(heads, path, layout)
     into_folder = layout == "hf" and path.suffix not in SUFFIXES
     names = _layout_of(backbone, layout)
     state = {key: tensor.detach().cpu().float() for key, tensor in backbone.state_dict().items()}
@@ -306,10 +330,17 @@ def save_backbone(backbone: Backbone, path: str | Path, layout: str = "official"
     _check_sayable(backbone, names, state, untold, path)
 
     source: Source | None = backbone.source
-    same = source is not None and source.layout == layout
+    same = source is not None and source.layout == layout and heads is None and dtype is None
     tensors = from_ours(state, names, source.dtypes if source is not None and same else ())
     if source is not None:
         tensors = _as_read(tensors, source, same)
+    if heads is not None:
+        tensors = {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+        tensors |= {
+            f"{head}.{key}": tensor.detach().cpu() for head, state in heads.items() for key, tensor in state.items()
+        }
+    if dtype is not None:
+        tensors = {key: tensor if key.endswith("periods") else tensor.to(dtype) for key, tensor in tensors.items()}
     metadata: dict[str, str] | None = _metadata(backbone, untold)
     if source is not None and same and source.path.suffix == ".safetensors" and not into_folder:
         metadata = dict(source.metadata) if source.metadata is not None else None
@@ -325,6 +356,27 @@ def save_backbone(backbone: Backbone, path: str | Path, layout: str = "official"
         lambda file: file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n"),
     )
     return path
+
+
+def _check_heads(heads: Mapping[str, Mapping[str, Tensor]], path: Path, layout: str) -> None:
+    known = [name.removesuffix(".") for name in HEADS]
+    if unknown := sorted(set(heads) - set(known)):
+        raise ValueError(f"no head called {', '.join(unknown)}; known: {', '.join(known)}")
+    if layout != "official" or path.suffix != ".safetensors":
+        raise ValueError(
+            f"heads go into a .safetensors file in the official layout, got {path.name} in {layout} layout; "
+            "save the backbone alone"
+        )
+
+
+def read_heads(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the heads in a training export, by head; nothing for weights of a backbone alone."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read(Path(path)).tensors.items():
+        head, _, name = key.removeprefix("teacher.").partition(".")
+        if f"{head}." in HEADS:
+            heads.setdefault(head, {})[name] = tensor.float()
+    return heads
 
 
 def _layout_of(backbone: Backbone, name: str) -> Layout:

@@ -16,7 +16,15 @@ from core.models.convnext import ConvNeXt
 from core.models.layouts import Layout
 from core.models.published import APACHE, DINOV3, SATELLITE_MEAN, SATELLITE_STD, UNKNOWN, licence_by_name
 from core.models.vit import VisionTransformer
-from core.models.weights import PUBLISHED, WeightsError, licence_of, load_backbone, save_backbone, summary
+from core.models.weights import (
+    PUBLISHED,
+    WeightsError,
+    licence_of,
+    load_backbone,
+    read_heads,
+    save_backbone,
+    summary,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TIMM = sorted(path.stem for path in GOLDEN.glob("timm_*.safetensors"))
@@ -511,3 +519,56 @@ def test_shards_are_one_model_and_a_missing_one_is_named(tmp_path):
     torch.testing.assert_close(tokens(load_backbone(folder), x), tokens(tiny(), x), atol=1e-5, rtol=0)
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "lacks model-00002-of-00002.safetensors, of the 2 shards")
+
+
+# Training exports
+
+
+def heads() -> dict[str, dict[str, Tensor]]:
+    torch.manual_seed(1)
+    return {
+        name: {"mlp.0.weight": torch.randn(4, 128), "last_layer.weight": torch.randn(9, 4)}
+        for name in ("dino_head", "ibot_head")
+    }
+
+
+@pytest.mark.parametrize("name", ["vit_nano", "convnext_tiny", "dinov2_small"])
+def test_heads_lie_beside_the_backbone_and_come_back(tmp_path, name):
+    backbone, beside = tiny(name), heads()
+    path = save_backbone(backbone, tmp_path / "export.safetensors", heads=beside)
+    names = {key.partition(".")[0] for key in load_file(path)}
+    assert names == {"backbone", "dino_head", "ibot_head"}
+    again = load_backbone(path)
+    assert same_bits(dict(again.state_dict()), dict(backbone.state_dict()))
+    found = read_heads(path)
+    assert all(same_bits(found[head], beside[head]) for head in (*found, *beside))
+    assert read_heads(save_backbone(again, tmp_path / "alone.safetensors")) == {}
+
+
+def test_an_export_says_what_its_tensors_cannot(tmp_path):
+    backbone = tiny("vit_nano", num_heads=4, position="learned", norm_eps=1e-6, pos_grid=5)
+    backbone.pixel_mean = (0.1, 0.2, 0.3)
+    again = load_backbone(save_backbone(backbone, tmp_path / "export.safetensors", heads=heads()))
+    assert (again.num_heads, again.norm.eps, again.pixel_mean) == (4, 1e-6, (0.1, 0.2, 0.3))
+
+
+def test_a_smaller_dtype_rounds_everything_but_the_periods(tmp_path):
+    backbone, beside = tiny(), heads()
+    with torch.no_grad():
+        backbone.rope_embed.periods.mul_(1.0001)
+    path = save_backbone(backbone, tmp_path / "half.safetensors", heads=beside, dtype=torch.bfloat16)
+    tensors = load_file(path)
+    assert tensors["backbone.rope_embed.periods"].equal(backbone.rope_embed.periods)
+    assert tensors["backbone.cls_token"].equal(backbone.cls_token.bfloat16())
+    assert tensors["dino_head.last_layer.weight"].equal(beside["dino_head"]["last_layer.weight"].bfloat16())
+    with pytest.raises(ValueError, match="fp32, fp16 or bf16"):
+        save_backbone(backbone, tmp_path / "half.safetensors", dtype=torch.float64)
+
+
+def test_heads_have_one_place(tmp_path):
+    with pytest.raises(ValueError, match=r"heads go into a \.safetensors file in the official layout, got x\.pth"):
+        save_backbone(tiny(), tmp_path / "x.pth", heads=heads())
+    with pytest.raises(ValueError, match="in timm layout"):
+        save_backbone(tiny(), tmp_path / "x.safetensors", "timm", heads=heads())
+    with pytest.raises(ValueError, match="no head called koleo_head; known: dino_head, ibot_head"):
+        save_backbone(tiny(), tmp_path / "x.safetensors", heads={"koleo_head": {}})
