@@ -4,10 +4,11 @@
 start; torchrun starts the same line on many processes.
 """
 
+import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from core import distributed
-from core.checkpoint import Checkpoints, export_teacher, load_teacher_file
+from core.checkpoint import Checkpoints, export_teacher, load_teacher
 from core.config import Config, load_config
 from core.data.batch import Batch
 from core.data.loader import Loader
@@ -32,10 +33,12 @@ from core.probes import Probe, open_probes, write_probes
 from core.replay import save_batch
 from core.schedules import Rates, rates_at
 
+LOG = logging.getLogger("core")
+
 
 def train(folder: Path, *, stop_after: int | None = None) -> int:
     """Trains a run until its last step, a signal or `stop_after` finished steps; returns how many are finished."""
-    config, world = load_config(folder), distributed.start()
+    config, world, heard = load_config(folder), distributed.start(), Heard()
     run = prepare(folder, config, world)
     model, optimizer, metrics = run.model, run.optimizer, run.metrics
     last = config.steps if stop_after is None else min(stop_after, config.steps)
@@ -44,6 +47,7 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
         Loader(config, first_step=run.finished, rank=world.rank, size=world.size, device=world.device) as loader,
         Signals() as stop,
     ):
+        heard.pass_on(metrics.say)
         run.write_due(first=True)
         for step, (batch, waited) in enumerate(timed(loader), start=run.finished):
             if step >= last:
@@ -183,11 +187,13 @@ class Run:
 def prepare(folder: Path, config: Config, world: World) -> Run:
     """Models with the weights they start from, wrapped for many devices, and the newest checkpoint loaded."""
     torch.manual_seed(config.seed)
-    model = build(config, device=world.device)
+    model = build(config)  # on the CPU: parallelize moves it, a block at a time where it is sharded
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep, keep_every=config.run.keep_every)
     finished = checkpoints.newest()
     if finished is None:
         start_from(model, config)
+    if finished is None or not checkpoints.has_gram_teacher(finished):
+        load_gram_teacher(model, config)
     parallelize(model, config.parallel, world)
     o = config.optim
     optimizer = build_optimizer(
@@ -201,14 +207,43 @@ def prepare(folder: Path, config: Config, world: World) -> Run:
 
 def start_from(model: SelfDistillation, config: Config) -> None:
     """Puts in the weights that the configuration names; the EMA teacher starts as a copy of the student."""
-    if config.init.student:
-        weights = load_teacher_file(config.init.student)
-        for name, module in model.student.items():
-            if name == "backbone" or (config.init.heads and name in weights):
-                module.load_state_dict(weights[name])
-        model.teacher.load_state_dict(model.student.state_dict())
+    if not config.init.student:
+        return
+    backbone, heads = load_teacher(config.init.student)
+    weights = {"backbone": backbone.state_dict(), **(heads if config.init.heads else {})}
+    for name, state in weights.items():
+        model.student[name].load_state_dict(state)
+    model.teacher.load_state_dict(model.student.state_dict())
+    for network in (model.student, model.teacher):
+        network["backbone"].source = backbone.source  # the licence goes along into every export
+
+
+def load_gram_teacher(model: SelfDistillation, config: Config) -> None:
+    """Puts in the Gram teacher that the configuration names."""
     if model.gram_teacher is not None and config.gram.teacher:
-        model.gram_teacher.load_state_dict(load_teacher_file(config.gram.teacher)["backbone"])
+        backbone, _ = load_teacher(config.gram.teacher)
+        model.gram_teacher.load_state_dict(backbone.state_dict())
+
+
+class Heard(logging.Handler):
+    """What the project's modules log from now on: kept until there is somebody to pass it on to."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: list[str] = []
+        self.say = self.kept.append
+        for other in [handler for handler in LOG.handlers if isinstance(handler, Heard)]:
+            LOG.removeHandler(other)  # of an earlier run in this process
+        LOG.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+    def pass_on(self, say: Callable[[str], None]) -> None:
+        """Says what was kept, and everything after it at once."""
+        self.say = say
+        for text in self.kept:
+            say(text)
 
 
 class Signals:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,44 @@ def test_randomness_of_a_step_depends_on_seed_step_and_rank():
     seed_step(0, 1, 0)
     again = float(torch.rand(()))
     assert again in drawn
+
+
+def test_what_modules_warn_of_stands_in_the_log(pictures, tmp_path):
+    folder = start(tmp_path / "run", tiny(pictures))
+    train(folder, stop_after=4)
+    (folder / "checkpoints" / ".8.partial").mkdir()
+    assert train(folder, stop_after=5) == 5
+    assert "not whole, left aside: .8.partial" in (folder / "log.txt").read_text()
+
+
+def test_a_second_stage_starts_from_the_first_and_is_anchored_to_an_early_teacher(pictures, whole, tmp_path):
+    config = tiny(pictures)
+    gram = replace(config.gram, load_ema_at=None, refresh_every=0, teacher=f"{whole}@6")
+    second = replace(config, gram=gram, init=replace(config.init, student=str(whole)), steps=5)
+    folder = start(tmp_path / "run", second)
+    train(folder, stop_after=4)
+    first = load_backbone(folder / "teacher" / "0.safetensors").state_dict()
+    assert all(
+        torch.equal(value, first[name])
+        for name, value in load_backbone(whole / "teacher" / "12.safetensors").state_dict().items()
+    )
+    anchor = load_backbone(whole / "teacher" / "6.safetensors").state_dict()
+    kept = {
+        name.removeprefix("model.gram_teacher."): value
+        for name, value in tensors(folder, 4).items()
+        if "gram_teacher" in name
+    }
+    assert all(torch.equal(kept[name], anchor[name]) for name in kept)
+
+
+def test_unreadable_images_are_named_and_counted(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "train" / "red" / "3.png"
+    broken.write_bytes(b"no picture")
+    folder = start(tmp_path / "run", tiny(tmp_path / "pictures"))
+    train(folder, stop_after=12)
+    assert "3.png" in (folder / "broken.txt").read_text()
+    assert "1 so far" in (folder / "log.txt").read_text()
 
 
 # Numbers that are none
