@@ -13,6 +13,8 @@ from typing import Annotated
 
 import tyro
 
+from apps import training
+
 
 def app(
     port: int = 7860,
@@ -41,6 +43,11 @@ def version() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "app": app,
+    "train": training.train,
+    "resume": training.resume,
+    "doctor": training.doctor,
+    "replay": training.replay,
+    "export": training.export,
     "version": version,
 }
 
@@ -50,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
         arguments = ["version"]
+    if arguments and arguments[0] in training.OVERRIDES:
+        training.run_with_overrides(arguments[0], arguments[1:])
+        return
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="gramscope",
