@@ -177,6 +177,7 @@ def test_train_never_goes_into_another_run(here, trained):
     assert trained == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [["train", "smok"], ["resume", "mine"], ["replay", "mine"]])
 def test_waiting_threads_leave_the_cores_to_others_from_the_start(words, here):
     """The variable counts only when it is set before torch is loaded."""

@@ -29,7 +29,8 @@ CONFIG = Config(
 IMAGES = 8
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("size", [2, 4])
 def test_processes_give_the_loss_and_gradients_of_one(run_processes, size):
     assert run_processes(__file__, size) == ["done\n"] * size
 

@@ -129,7 +129,12 @@ def test_alone_in_fp32_nothing_is_wrapped():
 
 
 @pytest.mark.parametrize(
-    ("arch", "mode"), [("vit_nano", "full"), ("vit_nano", "selective"), ("convnext_tiny", "selective")]
+    ("arch", "mode"),
+    [
+        ("vit_nano", "full"),
+        ("vit_nano", "selective"),
+        pytest.param("convnext_tiny", "selective", marks=pytest.mark.long),
+    ],
 )
 def test_recomputing_changes_no_bit(arch, mode):
     """With drop path, whose draws must repeat; and it forgets what it is meant to forget."""
@@ -155,7 +160,7 @@ def test_recomputing_changes_no_bit(arch, mode):
     assert kept[1] < 0.7 * kept[0]
 
 
-@pytest.mark.parametrize("arch", ["vit_nano", "convnext_tiny"])
+@pytest.mark.parametrize("arch", ["vit_nano", pytest.param("convnext_tiny", marks=pytest.mark.long)])
 def test_sharding_over_one_process_changes_no_bit(own_group, arch):
     config, batch = tiny_config(arch), a_batch_for(arch)
     loss, gradients = backward(a_model(config), batch)

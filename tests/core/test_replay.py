@@ -206,6 +206,7 @@ def test_a_term_that_is_no_number_is_named_before_its_gradients(trained, monkeyp
     assert "It began in the loss: koleo." in report.text()
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_and_bf16_are_replayed_too(tmp_path):
     from core.train import train
 

@@ -153,7 +153,9 @@ def test_a_finished_run_has_nothing_to_do(whole):
     assert lines(whole) == before
 
 
-@pytest.mark.parametrize("stops", [(1, 2, 7), (5,), (11,)])
+@pytest.mark.parametrize(
+    "stops", [(5,), *(pytest.param(stops, marks=pytest.mark.long) for stops in [(1, 2, 7), (11,)])]
+)
 def test_a_run_stopped_and_resumed_is_the_same_run(pictures, whole, tmp_path, stops):
     """At any step, with stochastic depth, rotary jitter, drawn crop sizes and a refreshed Gram teacher."""
     folder = start(tmp_path / "run", tiny(pictures))
@@ -276,7 +278,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
     pytest.fail(f"step {step} was not reached: {process.communicate()[1]}")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.long)])
 def test_a_signal_saves_and_leaves(pictures, whole, tmp_path, name):
     config = tiny(pictures)
     slow = replace(config, data=replace(config.data, workers=1), steps=500)

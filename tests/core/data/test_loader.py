@@ -244,6 +244,7 @@ loader = start()
 """
 
 
+@pytest.mark.long
 def test_workers_end_with_their_program():
     """One that was killed without a chance to tidy up, and one that forgets to close its loader."""
     command = [sys.executable, "-c", PROGRAMS]

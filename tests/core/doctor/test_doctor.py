@@ -504,6 +504,7 @@ def test_this_machine_is_described():
     assert here.cpus >= 1 and here.memory_gib > 0.5 and here.disk_free_gib > 0
 
 
+@pytest.mark.long
 def test_rules_do_not_draw_on_the_random_numbers_of_the_run():
     code = (
         "import torch; torch.manual_seed(0); before = torch.get_rng_state()\n"
