@@ -19,6 +19,7 @@ from core.losses.gram import resize_tokens
 from core.losses.sinkhorn import sinkhorn_knopp
 from core.models import Backbone, build_backbone
 from core.models.head import ProjectionHead
+from core.models.layers import fuse_always
 from core.parallel import copy_parameters, update_ema
 from core.schedules import Rates
 
@@ -193,5 +194,6 @@ def build_head(config: HeadConfig, dim: int, device: str | torch.device = "cpu")
 
 
 def frozen(module: Module) -> Module:
-    """The module in evaluation mode, its parameters without gradients."""
+    """The module in evaluation mode, its parameters without gradients; blocks may round as in training."""
+    fuse_always(module)
     return module.requires_grad_(False).eval()

@@ -25,6 +25,7 @@ from core.data.loader import Loader
 from core.distill import SelfDistillation, Targets, build, split
 from core.distributed import World
 from core.evaluate import Benchmark, evaluate, load_benchmark
+from core.memory import keep_freed_memory
 from core.metrics import Metrics
 from core.models.weights import load_backbone
 from core.optimizer import build_optimizer, set_rates
@@ -186,6 +187,8 @@ class Run:
 
 def prepare(folder: Path, config: Config, world: World) -> Run:
     """Models with the weights they start from, wrapped for many devices, and the newest checkpoint loaded."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = build(config)  # on the CPU: parallelize moves it, a block at a time where it is sharded
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.keep, keep_every=config.run.keep_every)

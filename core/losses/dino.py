@@ -1,17 +1,57 @@
 """DINO: the student's CLS of one crop predicts the teacher's prototypes of another (paper section 3.2)."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS = 64  # of logits that a CPU takes at a time: 1 MB of 4096 prototypes, which stays in its cache
 
 
 def soft_cross_entropy(
     logits: Float[Tensor, "*n K"], target: Float[Tensor, "*n K"], temperature: float
 ) -> Float[Tensor, "*n"]:
-    """Cross entropy of a softmax with target probabilities that sum to 1, fp32."""
-    # - sum p log softmax(z) = logsumexp(z) - p . z: no (n, K) matrix of log-probabilities is kept for the gradient.
-    logits = logits.float() / temperature  # softmax over 65k prototypes in bf16 loses the tail
-    return logits.logsumexp(dim=-1) - torch.linalg.vecdot(target, logits)
+    """Cross entropy of a softmax with target probabilities, fp32. The target gets no gradient: it is the teacher's."""
+    return SoftCrossEntropy.apply(logits, target, temperature)
+
+
+class SoftCrossEntropy(torch.autograd.Function):
+    """logsumexp(z) - p . z of z = logits / temperature, and while at it the gradient, softmax(z) - p.
+
+    So every logit is exponentiated once, and one matrix is kept instead of three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        precision = torch.promote_types(logits.dtype, torch.float32)  # a softmax over 65k in bf16 loses the tail
+        losses = logits.new_empty(logits.shape[:-1], dtype=precision)
+        slopes = torch.empty_like(logits, dtype=precision)
+        pieces = (_pieces(x, like=logits) for x in (logits, target, losses, slopes))
+        for z, p, loss, slope in zip(*pieces, strict=True):
+            largest = z.amax(dim=-1, keepdim=True).to(precision)
+            torch.sub(z, largest, out=slope).div_(temperature).exp_()
+            total = slope.sum(dim=-1, keepdim=True)
+            matching = torch.linalg.vecdot(p.to(precision), z.to(precision))
+            torch.sub(total.log().squeeze(-1), (matching - largest.squeeze(-1)) / temperature, out=loss)
+            slope.div_(total).sub_(p)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.save_for_backward(slopes)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,), (gradient,) = ctx.saved_tensors, gradients
+        return (slopes * (gradient / ctx.temperature)[..., None]).to(ctx.dtype), None, None
+
+
+def _pieces(x: Tensor, *, like: Tensor) -> tuple[Tensor, ...]:
+    """What is worked on at a time: crop by crop, or some rows. No copies, though targets are expanded over crops."""
+    if like.device.type != "cpu":
+        return (x,)
+    return x.unbind() if like.ndim > 2 else x.split(ROWS)
 
 
 def dino_local(

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from core.models import fused
+
 # (cos, signed sin), each (N, Dh): what attention multiplies queries and keys with.
 Rotation = tuple[Tensor, Tensor]
 
@@ -159,9 +161,11 @@ class QkvLinear(nn.Linear):
             self.bias_mask.fill_(1)
             self.bias_mask[self.in_features : 2 * self.in_features] = 0
 
+    def masked_bias(self) -> Tensor | None:
+        return self.bias * self.bias_mask.to(self.bias.dtype) if self.masked else self.bias
+
     def forward(self, input: Tensor) -> Tensor:
-        bias = self.bias * self.bias_mask.to(self.bias.dtype) if self.masked else self.bias
-        return F.linear(input, self.weight, bias)
+        return F.linear(input, self.weight, self.masked_bias())
 
 
 class Attention(nn.Module):
@@ -269,6 +273,7 @@ class Block(nn.Module):
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path is a share of images in [0, 1), got {drop_path}")
         self.drop_path = drop_path
+        self.fuse_always = False  # in evaluation too; see `fuse_always`
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, mask_k_bias=mask_k_bias)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
@@ -277,6 +282,8 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(self, crops: list[Tensor], factors: list[Rotation | None]) -> list[Tensor]:
+        if self.can_fuse(crops, factors):
+            return self.run_fused(crops, factors)
         if not (self.training and self.drop_path > 0):
             crops = [x + y for x, y in zip(crops, self.attention_branch(crops, factors), strict=True)]
             return [x + y for x, y in zip(crops, self.feed_forward_branch(crops), strict=True)]
@@ -287,6 +294,40 @@ class Block(nn.Module):
         subsets = [x[index] for x, index in zip(crops, chosen, strict=True)]
         return add_subset(crops, chosen, self.feed_forward_branch(subsets))
 
+    def can_fuse(self, crops: list[Tensor], factors: list[Rotation | None]) -> bool:
+        """Whether `run_fused` computes the same, and faster: in training, on a CPU, in fp32, with short sequences."""
+        if not (self.training or self.fuse_always) or (self.training and self.drop_path) or type(self.mlp) is not Mlp:
+            return False
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        tensors = [*crops, *self.parameters(), *(factor[0] for factor in factors if factor is not None)]
+        plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        return plain and all(x.shape[1] <= fused.MAX_TOKENS for x in crops)
+
+    def run_fused(self, crops: list[Tensor], factors: list[Rotation | None]) -> list[Tensor]:
+        """What the block gives, up to rounding, as one function (core.models.fused)."""
+        attention, ffn = self.attn, self.mlp
+        assert isinstance(ffn, Mlp)
+        weights = fused.Weights(
+            norm1=self.norm1.weight,
+            norm1_bias=self.norm1.bias,
+            qkv=attention.qkv.weight,
+            qkv_bias=attention.qkv.masked_bias(),
+            proj=attention.proj.weight,
+            proj_bias=attention.proj.bias,
+            gamma1=self.ls1.gamma if isinstance(self.ls1, LayerScale) else None,
+            norm2=self.norm2.weight,
+            norm2_bias=self.norm2.bias,
+            fc1=ffn.fc1.weight,
+            fc1_bias=ffn.fc1.bias,
+            fc2=ffn.fc2.weight,
+            fc2_bias=ffn.fc2.bias,
+            gamma2=self.ls2.gamma if isinstance(self.ls2, LayerScale) else None,
+        )
+        heads = attention.num_heads
+        pairs = [None if factor is None else fused.rotation_factors(*factor, heads) for factor in factors]
+        return fused.run_block(weights, fused.Settings(heads, self.norm1.eps, pairs), crops)
+
     def attention_branch(self, crops: list[Tensor], factors: list[Rotation | None]) -> list[Tensor]:
         flat, shapes = pack(crops)
         mixed, _ = pack(self.attn(unpack(self.norm1(flat), shapes), factors))
@@ -295,6 +336,16 @@ class Block(nn.Module):
     def feed_forward_branch(self, crops: list[Tensor]) -> list[Tensor]:
         flat, shapes = pack(crops)
         return unpack(self.ls2(self.mlp(self.norm2(flat))), shapes)
+
+
+def fuse_always(module: nn.Module) -> None:
+    """Lets every block run fused in evaluation too, as a teacher may.
+
+    Otherwise evaluation keeps to the operators of the reference, with which it agrees to the last bit.
+    """
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.fuse_always = True
 
 
 def draw_subset(x: Float[Tensor, "B N D"], rate: float) -> Int[Tensor, "k"]:
