@@ -1,4 +1,4 @@
-"""How fast is it here? `make bench`: extraction beside transformers and the machine's own matrix product, and hovering.
+"""How fast is it here? `make bench`: extraction and training beside the machine's own matrix product, and hovering.
 
 Everything is measured in turn in one process, best of several rounds, because shared machines drift: read the ratios
 and the shares of the peak, not the seconds. The peak is the best fp32 product of square matrices that torch reaches
@@ -21,15 +21,25 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+from core.data.batch import Batch
+from core.data.loader import Loader
 from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures, extract, extract_many, extract_tiles
 from core.dense.geometry import plan
 from core.dense.inputs import picture_geometry
 from core.dense.similarity import normalize
+from core.distill import build, split
+from core.memory import keep_freed_memory
 from core.models import Backbone, build_backbone
 from core.models.inference import for_inference
 from core.models.weights import load_backbone, save_backbone
+from core.optimizer import build_optimizer, set_rates
+from core.parallel import clip_gradients
+from core.recipes import nano_pretrain
+from core.schedules import rates_at
+from core.train import learn
 from workbench.images import list_samples, open_image
 from workbench.looks import look_at
 from workbench.packs import Pack, pack_features
@@ -41,6 +51,14 @@ GROUPS = {  # torch's operators by what they do; the first match counts
     "norms": ("layer_norm",),
     "activations": ("gelu", "silu"),
     "positions and residuals": ("mul", "add", "roll", "cat", "copy", "sub", "index", "repeat"),
+}
+TRAINING_GROUPS = {
+    "linear layers": ("addmm", "::mm", "conv"),
+    "attention": ("bmm", "softmax", "scaled_dot"),
+    "norms": ("layer_norm",),
+    "activations": ("gelu",),
+    "optimizer and EMA": ("adamw", "lerp", "foreach"),
+    "Python": ("BlockFunction", "slice", "view", "select", "strided", "unbind", "transpose", "empty"),
 }
 
 
@@ -74,6 +92,7 @@ def forward_operations(backbone: Backbone, images: int, side: int) -> float:
 
 ROUNDS = {224: 30, 512: 8, 1024: 4}  # model pixels -> rounds
 QUICK = {224: 3}
+STEPS, QUICK_STEPS = 12, 2
 
 
 def beside_transformers(rounds_of: dict[int, int]) -> None:
@@ -133,17 +152,65 @@ def folder_of_small_pictures(backbone: Backbone, products: list[tuple[int, Calla
     )
 
 
-def where_it_goes(call: Callable[[], Any]) -> str:
+def where_it_goes(call: Callable[[], Any], groups: dict[str, tuple[str, ...]] = GROUPS) -> str:
     """Shares of the time by kind of operator, the largest first."""
     call()
     with profile(activities=[ProfilerActivity.CPU]) as record:
         call()
     times: defaultdict[str, float] = defaultdict(float)
     for event in record.key_averages():
-        group = next((name for name, parts in GROUPS.items() if any(part in event.key for part in parts)), "other")
+        group = next((name for name, parts in groups.items() if any(part in event.key for part in parts)), "other")
         times[group] += event.self_cpu_time_total
     total = sum(times.values())
     return ", ".join(f"{name} {value / total:.0%}" for name, value in sorted(times.items(), key=lambda x: -x[1]))
+
+
+def training_step(rounds: int) -> None:
+    """A whole step of the recipe nano_pretrain, once on a batch that lies there, then with its images being loaded."""
+    keeps = keep_freed_memory()
+    config = nano_pretrain()
+    torch.manual_seed(0)
+    model, rates = build(config), rates_at(1000, config)
+    optimizer = build_optimizer(model.student, layer_decay=config.optim.layer_decay)
+
+    def step(batch: Batch) -> None:
+        learn(model, split(batch, model.look(batch, rates), 1), rates)
+        clip_gradients(model.student, config.optim.clip)
+        set_rates(optimizer, rates)
+        optimizer.step()
+        model.follow(rates.momentum)
+        optimizer.zero_grad()
+
+    with Loader(config, first_step=0, rank=0, size=1, device="cpu") as loader:
+        batches = iter(loader)
+        batch = next(batches)
+        with FlopCounterMode(display=False) as counter:
+            step(batch)
+        waited = took = 0.0
+        for index in range(rounds + 1):
+            began = time.perf_counter()
+            batch = next(batches)
+            arrived = time.perf_counter()
+            step(batch)
+            if index:  # the first batches lie ready
+                waited, took = waited + arrived - began, took + time.perf_counter() - began
+    products = matmul_calls()
+    alone, *peaks = best_of(rounds, partial(step, batch), *(call for _, call in products))
+    peak = max(operations / seconds for (operations, _), seconds in zip(products, peaks, strict=True))
+    work, images = counter.get_total_flops(), config.data.batch_size
+    print(
+        f"training step of nano_pretrain, {work / 1e9:.1f} GFLOP in matrix products: {alone:.2f} s, "
+        f"{work / alone / 1e9:.0f} GFLOP/s, {work / alone / peak:.0%} of the peak of {peak / 1e9:.0f}; "
+        f"{images / alone:.0f} images a second, at most {peak_memory():.1f} GB{'' if keeps else ', pages given back'}"
+    )
+    print(
+        f"  with {config.data.workers} workers that load: {took / rounds:.2f} s, {rounds * images / took:.0f} images a "
+        f"second, {waited / took:.0%} of it waiting"
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler sees the calling thread alone
+    print("  one thread's time: " + where_it_goes(partial(step, batch), TRAINING_GROUPS) + "\n")
+    torch.set_num_threads(threads)
 
 
 def click() -> None:
@@ -323,19 +390,24 @@ def peak_memory() -> float:
 
 
 def main(arguments: list[str]) -> None:
-    """All of it, or little of it with `--quick`; `--large` adds the 4096 px photograph, `--exact` its exact pass.
+    """All of it, or little of it with `--quick`; `--training` only the training step, a minute.
 
-    The exact pass takes a quarter of an hour on two cores.
+    `--large` adds the 4096 px photograph, `--exact` its exact pass, which takes a quarter of an hour on two cores.
     """
     if "--only-large" in arguments:
         large_picture("--exact" in arguments)
         return
+    if "--training" in arguments:
+        training_step(QUICK_STEPS if "--quick" in arguments else STEPS)
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+    # Processes of their own, so that their peak memory is their own.
+    if "--quick" not in arguments:
+        subprocess.run([sys.executable, "-m", "workbench.bench", "--training"], check=True)
     beside_transformers(QUICK if "--quick" in arguments else ROUNDS)
     click()
     hovering(QUICK_MOVES if "--quick" in arguments else FRAME_MOVES)
     if "--large" in arguments or "--exact" in arguments:
-        # A process of its own, so that its peak memory is its own.
         command = [sys.executable, "-m", "workbench.bench", "--only-large", *arguments]
         subprocess.run(command, check=True)
 
