@@ -73,8 +73,9 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
 
             run.finished = step + 1
             metrics.write(step, terms | {"total": total}, rates, norms, data_seconds=waited)
-            run.write_due(leaving=stop.asked(world) or run.finished == last)
-            if stop.now:
+            leaving = stop.asked(world)  # once a step: what arrives after it is heard in the next one
+            run.write_due(leaving=leaving or run.finished == last)
+            if leaving:
                 metrics.say(f"{stop.now}: saved after step {run.finished}; `gramscope resume` goes on from there")
                 break
     return run.finished

@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS = 64  # of logits that a CPU takes at a time: 1 MB of 4096 prototypes, which stays in its cache
+from core.threads import in_chunks
+
+ROWS = 64  # of logits that a thread takes at a time: 1 MB of 4096 prototypes, which stays in a CPU's cache
 
 
 def soft_cross_entropy(
@@ -28,14 +30,17 @@ class SoftCrossEntropy(torch.autograd.Function):
         precision = torch.promote_types(logits.dtype, torch.float32)  # a softmax over 65k in bf16 loses the tail
         losses = logits.new_empty(logits.shape[:-1], dtype=precision)
         slopes = torch.empty_like(logits, dtype=precision)
-        pieces = (_pieces(x, like=logits) for x in (logits, target, losses, slopes))
-        for z, p, loss, slope in zip(*pieces, strict=True):
+
+        def work(part: slice) -> None:
+            z, p, slope = logits[part], target[part], slopes[part]
             largest = z.amax(dim=-1, keepdim=True).to(precision)
             torch.sub(z, largest, out=slope).div_(temperature).exp_()
             total = slope.sum(dim=-1, keepdim=True)
-            matching = torch.linalg.vecdot(p.to(precision), z.to(precision))
-            torch.sub(total.log().squeeze(-1), (matching - largest.squeeze(-1)) / temperature, out=loss)
             slope.div_(total).sub_(p)
+            match = torch.linalg.vecdot(p.to(precision), z.to(precision))
+            torch.sub(total.log().squeeze(-1), (match - largest.squeeze(-1)) / temperature, out=losses[part])
+
+        in_chunks(work, len(logits), max(1, ROWS // logits.shape[1:-1].numel()), logits.device)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         ctx.save_for_backward(slopes)
         return losses
@@ -45,13 +50,6 @@ class SoftCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (slopes,), (gradient,) = ctx.saved_tensors, gradients
         return (slopes * (gradient / ctx.temperature)[..., None]).to(ctx.dtype), None, None
-
-
-def _pieces(x: Tensor, *, like: Tensor) -> tuple[Tensor, ...]:
-    """What is worked on at a time: crop by crop, or some rows. No copies, though targets are expanded over crops."""
-    if like.device.type != "cpu":
-        return (x,)
-    return x.unbind() if like.ndim > 2 else x.split(ROWS)
 
 
 def dino_local(

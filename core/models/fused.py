@@ -7,22 +7,19 @@ cache; each thread has crops of its own and meets the others once a block. Backw
 """
 
 import functools
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Result = TypeVar("Result")
+from core.threads import evenly, in_threads, num_threads
+
 aten = torch.ops.aten
 
-ROWS = 512  # tokens that a thread takes through the block at once: 1 MB of hidden activations where D is 128
+ROWS = 1024  # tokens that a thread takes through the block at once: 2 MB of hidden activations where D is 128
 MAX_TOKENS = 300  # of a crop; beyond, flash attention, which keeps no matrix of probabilities, is the better way
 
 
@@ -337,9 +334,6 @@ def turn(qkv: Float[Tensor, "r D3"], tokens: int, factor: Complex[Tensor, "N D"]
         torch.mul(pairs, factor, out=pairs)
 
 
-# Threads
-
-
 class Chunk(NamedTuple):
     """Some crops of a group, as many as go through the block at a time."""
 
@@ -354,58 +348,19 @@ def flatten(crops: Sequence[Tensor]) -> list[Tensor]:
 
 
 def share_out(crops: Sequence[Tensor]) -> list[list[Chunk]]:
-    """For every thread the chunks that are its work.
+    """For every thread the chunks that are its work; a single list if it is little.
 
-    Shares are equal and fixed, so that sums over them are the same each time. One thread if it is little work, or where
-    torch watches operators (to count them, to keep their results), which it does for the calling thread alone.
+    Shares are equal and fixed, so that sums over them are the same each time.
     """
     rows = sum(x.shape[0] * x.shape[1] for x in crops)
-    watched = torch._C._len_torch_dispatch_stack() > 0
-    threads = 1 if watched else max(1, min(torch.get_num_threads(), rows // ROWS))
+    threads = max(1, min(num_threads(), rows // ROWS))
     shares: list[list[Chunk]] = [[] for _ in range(threads)]
     for group, x in enumerate(crops):
-        batch, tokens = x.shape[:2]
-        for share, (first, last) in zip(shares, pairwise(evenly(0, batch, threads)), strict=True):
-            count = max(1, round((last - first) * tokens / ROWS))
-            for a, b in pairwise(evenly(first, last, count)):
-                if a < b:
-                    share.append(Chunk(group, slice(a, b), slice(a * tokens, b * tokens), tokens))
+        tokens = x.shape[1]
+        for share, own in zip(shares, evenly(len(x), threads), strict=True):
+            count = own.stop - own.start
+            for part in evenly(count, max(1, round(count * tokens / ROWS))):
+                first, last = own.start + part.start, own.start + part.stop
+                if first < last:
+                    share.append(Chunk(group, slice(first, last), slice(first * tokens, last * tokens), tokens))
     return shares
-
-
-def evenly(first: int, last: int, parts: int) -> list[int]:
-    """The bounds of so many parts, as equal as whole numbers can be."""
-    return [first + (last - first) * index // parts for index in range(parts + 1)]
-
-
-def in_threads(work: Callable[[list[Chunk]], Result], shares: list[list[Chunk]]) -> list[Result]:
-    """`work` of every share, each in a thread of its own that uses one core; a single share is done right here."""
-    if len(shares) == 1:
-        return [work(shares[0])]
-    inference = torch.is_inference_mode_enabled()
-
-    def without_gradients(share: list[Chunk]) -> Result:
-        with torch.inference_mode(inference), torch.no_grad():  # modes are a thread's own
-            return work(share)
-
-    return list(team(len(shares)).map(without_gradients, shares))
-
-
-@functools.cache
-def team(size: int) -> ThreadPoolExecutor:
-    """Threads whose operators stay on one core each."""
-    before = torch.get_num_threads()
-    threads = ThreadPoolExecutor(size, "block", keep_to_one_core)
-    everybody = threading.Barrier(size)
-    list(threads.map(lambda _: everybody.wait(), range(size)))  # starts them all now
-    torch.set_num_threads(before)  # the number is each thread's own, but the last one set is what later ones start with
-    return threads
-
-
-def keep_to_one_core() -> None:
-    torch.get_num_threads()  # a new thread takes over the number of the others when it is first asked for, so ask now
-    torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=team.cache_clear)  # threads do not survive a fork

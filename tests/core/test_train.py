@@ -34,7 +34,7 @@ from core.config import (
 )
 from core.models.weights import load_backbone
 from core.schedules import Schedule, constant
-from core.train import seed_step, train
+from core.train import Run, seed_step, train
 
 ROOT = Path(__file__).parents[2]
 HEAD = HeadConfig(prototypes=32, hidden=16, bottleneck=8)
@@ -290,6 +290,20 @@ def test_a_signal_saves_and_leaves(pictures, whole, tmp_path, name):
     assert process.returncode == 0, said
     assert f"{name}: saved after step" in (folder / "log.txt").read_text()
     assert Checkpoints(folder / "checkpoints", keep=1).newest() == len(lines(folder))
+
+
+def test_a_signal_that_comes_after_the_question_is_heard_in_the_next_step(pictures, tmp_path, monkeypatch):
+    folder = start(tmp_path / "run", tiny(pictures))
+    write_due = Run.write_due
+
+    def interrupted(run: Run, **due: bool) -> None:
+        write_due(run, **due)
+        if run.finished == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "write_due", interrupted)
+    assert train(folder) == 2
+    assert Checkpoints(folder / "checkpoints", keep=1).newest() == 2
 
 
 @pytest.mark.long

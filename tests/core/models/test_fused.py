@@ -1,7 +1,5 @@
 """The fused block against the plain one and against finite differences, in one thread and in several."""
 
-import multiprocessing
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -192,7 +190,7 @@ def test_multiplications_are_counted(monkeypatch, threads):
 
 
 def test_shares_hold_every_crop_once_and_are_of_equal_size(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(fused, "num_threads", lambda: 3)
     crops = [torch.zeros(64, 69, 1), torch.zeros(256, 21, 1), torch.zeros(2, 21, 1)]
     shares = fused.share_out(crops)
     seen = [[0] * len(x) for x in crops]
@@ -208,33 +206,5 @@ def test_shares_hold_every_crop_once_and_are_of_equal_size(monkeypatch):
 
 
 def test_little_work_needs_no_threads(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(fused, "num_threads", lambda: 8)
     assert len(fused.share_out([torch.zeros(2, 21, 1)])) == 1
-
-
-def test_threads_leave_torchs_number_of_threads_alone():
-    before = torch.get_num_threads()
-    team = fused.team(3)
-    assert torch.get_num_threads() == before
-    assert set(team.map(lambda _: torch.get_num_threads(), range(6))) == {1}
-
-
-def in_a_child(queue) -> None:
-    queue.put([x.tolist() for x in a_block()(*two_groups())])
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_process_gets_threads_of_its_own(threads):
-    crops, factors = two_groups()
-    expected = a_block()(crops, factors)
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=in_a_child, args=(queue,))
-    child.start()
-    child.join(60)
-    alive = child.is_alive()
-    child.kill()
-    assert not alive and not queue.empty()
-    for ours, theirs in zip(queue.get(), expected, strict=True):
-        assert_close(torch.tensor(ours), theirs.detach())
