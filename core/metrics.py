@@ -16,8 +16,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -45,8 +45,8 @@ class Metrics:
     def __init__(self, folder: Path, config: Config, first_step: int, world_size: int) -> None:
         self.folder, self.config, self.first_step, self.world_size = folder, config, first_step, world_size
         self.active = False
-        self.seconds = self.waited = self.last = 0.0  # of the steps since the line before
-        self.steps = 0
+        self.began = self.seconds = self.waited = self.last = 0.0  # of the steps since the line before
+        self.steps = self.written = 0
 
     def __enter__(self) -> "Metrics":
         self.active = distributed.is_main()
@@ -99,6 +99,7 @@ class Metrics:
         self.seconds += now - self.last if step_seconds is None else step_seconds
         self.waited += data_seconds
         self.steps += 1
+        self.written += 1
         self.last = now
         if self.due(step):
             self._write(step, terms, rates, norms)
@@ -122,7 +123,19 @@ class Metrics:
         # Parts of a whole, `flowers/top1_k10`, stay in the file.
         whole = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items() if "/" not in key)
         self.progress.say(f"{name} after {step} steps: {whole}")
-        self.last = time.perf_counter()  # an evaluation is no part of a step
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside counts in no step: evaluations, probes, checkpoints.
+
+        The time left counts it, since more of it will come; not what comes before the first step, which comes once.
+        """
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self.last += took
+        if not self.written:
+            self.began += took
 
     def _write(self, step: int, terms: Numbers, rates: Rates, norms: Numbers) -> None:
         images = self.config.data.batch_size * self.steps
@@ -148,7 +161,7 @@ class Metrics:
             write(
                 step, {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
             )
-        left = (self.config.steps - 1 - step) * (time.perf_counter() - self.began) / (step - self.first_step + 1)
+        left = (self.config.steps - 1 - step) * (time.perf_counter() - self.began) / self.written
         shown = {name: line[name] for name in groups["loss"]}
         self.progress.report(step, shown, groups["speed"]["images_per_second"], left)
 

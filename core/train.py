@@ -49,7 +49,8 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
         Signals() as stop,
     ):
         heard.pass_on(metrics.say)
-        run.write_due(first=True)
+        with metrics.paused():
+            run.write_due(first=True)
         for step, (batch, waited) in enumerate(timed(loader), start=run.finished):
             if step >= last:
                 break
@@ -74,7 +75,8 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
             run.finished = step + 1
             metrics.write(step, terms | {"total": total}, rates, norms, data_seconds=waited)
             leaving = stop.asked(world)  # once a step: what arrives after it is heard in the next one
-            run.write_due(leaving=leaving or run.finished == last)
+            with metrics.paused():
+                run.write_due(leaving=leaving or run.finished == last)
             if leaving:
                 metrics.say(f"{stop.now}: saved after step {run.finished}; `gramscope resume` goes on from there")
                 break

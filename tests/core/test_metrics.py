@@ -59,6 +59,21 @@ def test_speed_is_a_mean_over_the_steps_since_the_line_before(tmp_path):
     assert [line["step_seconds"] for line in read_metrics(tmp_path)] == [100.0, 5.5]
 
 
+def test_what_is_no_step_counts_in_none_but_later_in_the_time_left(tmp_path, monkeypatch):
+    config, now = config_of(), [1000.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    left = []
+    with Metrics(tmp_path, config, 0, 1) as run:
+        monkeypatch.setattr(run.progress, "report", lambda step, terms, speed, seconds: left.append(seconds))
+        for step in range(11):
+            with run.paused():  # the first comes before the first step, and only once
+                now[0] += 500.0 if step == 0 else 30.0
+            now[0] += 2.0
+            run.write(step, {}, rates_at(step, config), {})
+    assert [line["step_seconds"] for line in read_metrics(tmp_path)] == [2.0, 2.0]
+    assert left == [24 * 2.0, 14 * (11 * 2.0 + 10 * 30.0) / 11]
+
+
 def test_only_logged_steps_wait_for_the_device(tmp_path, monkeypatch):
     asked = []
     plain = torch.Tensor.__float__
