@@ -91,6 +91,7 @@ def test_make_bench_prints_shares_of_the_peak():
     assert re.search(r"224 px +[\d.]+ ms +\d+% +[\d.]+ ms +\d+% +[\d.]+x +\d+ GFLOP/s", done.stdout), done.stdout
 
 
+@pytest.mark.long
 def test_gramscope_commands_answer(tmp_path):
     commands = re.findall(r"^gramscope (.*?)(?: +#.*)?$", block("bash", "gramscope version"), flags=re.MULTILINE)
     assert len(commands) == 4

@@ -125,7 +125,8 @@ def beside_transformers(rounds_of: dict[int, int]) -> None:
             f"{work / other / peak:>6.0%} {other / ours:>6.2f}x {peak / 1e9:>7.0f} GFLOP/s"
         )
         print("         " + where_it_goes(partial(forward, backbone, image)))
-    folder_of_small_pictures(backbone, products)
+    if rounds_of is not QUICK:
+        folder_of_small_pictures(backbone, products)
 
 
 @torch.inference_mode()
@@ -289,7 +290,7 @@ HOVER = """async ({ engine, moves }) => {
 }"""
 
 
-def hovering(moves: int) -> None:
+def hovering(moves: int, sides: tuple[int, ...] = FRAME_SIDES) -> None:
     """How long a map takes to follow the pointer, for each engine of the page, in a headless browser."""
     from playwright.sync_api import sync_playwright
 
@@ -300,7 +301,7 @@ def hovering(moves: int) -> None:
     print(f"hovering, 95th percentile of {moves} moves in headless Chromium: cosines there / map drawn")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for side in FRAME_SIDES:
+        for side in sides:
             pack = random_pack(side)
             results = [hover(browser, pack, engine, moves) for engine in ("webgl2", "wasm", "arrays")]
             chosen = hover(browser, pack, "auto", 1)
@@ -406,7 +407,10 @@ def main(arguments: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "workbench.bench", "--training"], check=True)
     beside_transformers(QUICK if "--quick" in arguments else ROUNDS)
     click()
-    hovering(QUICK_MOVES if "--quick" in arguments else FRAME_MOVES)
+    if "--quick" in arguments:
+        hovering(QUICK_MOVES, FRAME_SIDES[:1])
+    else:
+        hovering(FRAME_MOVES)
     if "--large" in arguments or "--exact" in arguments:
         command = [sys.executable, "-m", "workbench.bench", "--only-large", *arguments]
         subprocess.run(command, check=True)

@@ -65,7 +65,7 @@ def vectors(looks: list[Look], points: Cloud) -> np.ndarray:
 # ---------------------------------------------------------------- what the points are
 
 
-@pytest.mark.parametrize("method", ["umap", "pca"])
+@pytest.mark.parametrize("method", [pytest.param("umap", marks=pytest.mark.long), "pca"])  # UMAP compiles at first
 def test_every_patch_that_shows_picture_is_a_point_and_padding_is_none(pair, method):
     options = {"n_epochs": EPOCHS} if method == "umap" else {}
     found = cloud(pair, method, **options)

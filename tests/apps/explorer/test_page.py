@@ -130,7 +130,7 @@ def test_the_page_opens_with_an_answer_and_asks_nobody_else(browser, app):
     ("viewport", "scale", "zoom"),
     [
         ((390, 844), 3, 1),
-        ((1280, 900), 2, 0.8),
+        pytest.param((1280, 900), 2, 0.8, marks=pytest.mark.long),
         pytest.param((1280, 900), 1, 1, marks=pytest.mark.long),
         pytest.param((1000, 700), 1, 1.25, marks=pytest.mark.long),
     ],
@@ -250,6 +250,7 @@ def test_unusable_files_get_a_sentence_and_nothing_is_lost(visit):
             upload(page, "photo", f"{name}.png", data)
 
 
+@pytest.mark.long
 def test_two_users_do_not_meet(visit):
     first, second = visit(), visit()
     with new_picture(first, "#similarity-map img"):

@@ -90,6 +90,7 @@ def test_hover_and_click_are_answered_by_the_page_alone_with_the_models_own_cosi
     assert page.locator("#similarity-view .gs-note").inner_text().count("dinov2_vits14_saliency") == 1
 
 
+@pytest.mark.long
 def test_another_photo_and_another_layer_come_into_the_same_view(visit):
     page = visit()
     move(page, 250, 200, (500, 375))

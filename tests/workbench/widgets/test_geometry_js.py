@@ -146,6 +146,7 @@ def shown_cell(rng: random.Random, geometry: Geometry) -> tuple[int, int]:
     return cell
 
 
+@pytest.mark.long
 def test_points_and_cells_agree_for_500_sizes_and_all_orientations(in_page):
     cases, expected = [], []
     for rng, geometry in many_geometries():

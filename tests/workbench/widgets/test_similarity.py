@@ -434,6 +434,7 @@ looks = [look_at(sample.path, backbone, size=224) for sample in list_samples()[:
 """
 
 
+@pytest.mark.long
 def test_twenty_views_leave_less_than_a_megabyte_in_a_saved_notebook(tmp_path):
     sources = [PREPARED.format(weights=WEIGHTS)]
     sources += [f"Similarity(looks[{i % 15}], looks[{(i + 1) % 15}], point=(9, 9))" for i in range(20)]
