@@ -50,14 +50,18 @@ class Checkpoints:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
 
     def newest(self) -> int | None:
-        """The step of the newest whole checkpoint; others are named in the log and left aside."""
-        return distributed.broadcast_object(self._newest() if distributed.is_main() else None)
+        """The step of the newest whole checkpoint; others are named in the log and left aside.
 
-    def _newest(self) -> int | None:
-        whole, broken = finished_checkpoints(self.folder), leftovers(self.folder)
-        if broken:
+        Of several students, which go on together: the newest that all of them have.
+        """
+        whole = distributed.broadcast_object(self._whole() if distributed.is_main() else [])
+        common = set.intersection(*map(set, distributed.gather_objects(whole, distributed.everyone())))
+        return max(common, default=None)
+
+    def _whole(self) -> list[int]:
+        if broken := leftovers(self.folder):
             log.warning("%s: not whole, left aside: %s", self.folder, ", ".join(path.name for path in broken))
-        return whole[-1] if whole else None
+        return finished_checkpoints(self.folder)
 
     def save(self, step: int, model: "SelfDistillation", optimizer: torch.optim.Optimizer) -> Path:
         """The new checkpoint's folder, which appears under its name when all of it is on the disk.

@@ -20,14 +20,24 @@ from core.models.layouts import listed
 def write(state: dict[str, Tensor], folder: Path) -> None:
     """The tensors in a folder, on the disk when this returns. Raises CheckpointException on every process."""
     with _alone_in_silence():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=distributed.size() == 1)
+        dcp.save(
+            state,
+            storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+            process_group=distributed.own(),
+            no_dist=distributed.size() == 1,
+        )
 
 
 def read(folder: Path, state: dict[str, Tensor], *, alone: bool = False) -> None:
     """Fills the tensors in place, cut as they are here; `alone`: this process reads for itself."""
     try:
         with _alone_in_silence():
-            dcp.load(state, storage_reader=_Reader(folder), no_dist=alone or distributed.size() == 1)
+            dcp.load(
+                state,
+                storage_reader=_Reader(folder),
+                process_group=distributed.own(),
+                no_dist=alone or distributed.size() == 1,
+            )
     except (Exception, CheckpointException) as error:
         raise ValueError(
             f"{folder} could not be read: {cause(error)}. Copy it again, or move it away to go on from an older one"

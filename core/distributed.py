@@ -1,8 +1,14 @@
-"""Start, stop, and the few things processes say to each other. One process needs no group: all is the identity."""
+"""Start, stop, and the few things processes say to each other. One process needs no group: all is the identity.
+
+Where several students are trained at once, each has some of the processes to itself (`divide`): a function that is
+given no group then means those, and `everyone()` are all of them. With one student the two are the same.
+"""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,7 +16,8 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-Group = dist.ProcessGroup | None  # None: all processes
+Group = dist.ProcessGroup | None  # None: the processes that train this process's student
+_own: Group = None  # of this process, once `divide` was called
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -37,7 +44,7 @@ def start(device: str | None = None, *, timeout: timedelta = timedelta(minutes=1
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # what "cuda" without a number means from here on, in torch's own code as well
     if dist.is_initialized():
-        return World(rank(), dist.get_world_size(), local_rank, chosen)
+        return World(rank(), dist.get_world_size(_own), local_rank, chosen)
     if size == 1:
         return World(0, 1, 0, chosen)
     if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
@@ -86,38 +93,68 @@ def start_alone(world: World) -> None:
     )
 
 
+def divide(sizes: Sequence[int]) -> int:
+    """Gives every student so many of the processes, in order of rank; which student this process is for.
+
+    All processes call it, once. Raises ValueError unless the sizes add up to all of them.
+    """
+    global _own
+    count = size(everyone())
+    if min(sizes, default=0) < 1 or sum(sizes) != count:
+        raise ValueError(f"students with {', '.join(map(str, sizes))} processes need {sum(sizes)}, there are {count}")
+    if len(sizes) == 1:
+        return 0
+    ends = list(accumulate(sizes))
+    groups = [dist.new_group(list(range(end - length, end))) for end, length in zip(ends, sizes, strict=True)]
+    mine = next(index for index, end in enumerate(ends) if rank(everyone()) < end)
+    _own = groups[mine]
+    return mine
+
+
+def everyone() -> Group:
+    """All processes, whichever student they train."""
+    return dist.group.WORLD if dist.is_initialized() else None
+
+
+def own() -> Group:
+    """The processes that train this process's student; None where those are all."""
+    return _own
+
+
 def stop() -> None:
     """Leaves the process group, if there is one."""
+    global _own
+    _own = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank(group: Group = None) -> int:
     """This process's number in the group, from 0."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
+    return dist.get_rank(group or _own) if dist.is_initialized() else 0
 
 
 def size(group: Group = None) -> int:
     """How many processes the group has."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+    return dist.get_world_size(group or _own) if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this process is the one that writes and prints, for its student."""
     return rank() == 0
 
 
 def barrier() -> None:
     """Returns when every process has come here."""
     if size() > 1:
-        dist.barrier()
+        dist.barrier(_own)
 
 
 def all_sum(x: Shaped[Tensor, "*n"], group: Group = None) -> Shaped[Tensor, "*n"]:
     """The sum over processes, a new tensor without gradient."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     if size(group) > 1:
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, group=group or _own)
     return total
 
 
@@ -130,8 +167,17 @@ def all_max(x: Shaped[Tensor, "*n"], group: Group = None) -> Shaped[Tensor, "*n"
     """The largest over processes, element by element, a new tensor without gradient."""
     top = x.detach().clone(memory_format=torch.contiguous_format)
     if size(group) > 1:
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=group or _own)
     return top
+
+
+def gather(x: Shaped[Tensor, "B *n"], group: Group = None) -> Shaped[Tensor, "W B *n"]:
+    """What each process has, by rank, without gradient; of the same shape on every process."""
+    if size(group) == 1:
+        return x.detach()[None]
+    gathered = x.new_empty(size(group), *x.shape)
+    dist.all_gather_single(gathered.flatten(0, 1), x.detach().contiguous(), group=group or _own)
+    return gathered
 
 
 def gather_with_grad(x: Shaped[Tensor, "B *n"], group: Group = None) -> Shaped[Tensor, "W_B *n"]:
@@ -140,7 +186,7 @@ def gather_with_grad(x: Shaped[Tensor, "B *n"], group: Group = None) -> Shaped[T
     Backward sums over processes what each of them sends back for these rows, so the gradient is that of the sum of
     the processes' losses. Averaging gradients over processes (FSDP does) makes it that of their mean.
     """
-    return x if size(group) == 1 else _Gather.apply(x, group)
+    return x if size(group) == 1 else _Gather.apply(x, group or _own)
 
 
 class _Gather(torch.autograd.Function):
@@ -166,7 +212,7 @@ def broadcast_object(value: Any, group: Group = None) -> Any:
     if size(group) == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, group=group, group_src=0)
+    dist.broadcast_object_list(box, group=group or _own, group_src=0)
     return box[0]
 
 
@@ -175,5 +221,5 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
     if size(group) == 1:
         return [value]
     values: list[Any] = [None] * size(group)
-    dist.all_gather_object(values, value, group=group)
+    dist.all_gather_object(values, value, group=group or _own)
     return values

@@ -152,7 +152,7 @@ def shard(modules: Iterable[nn.Module], precision: str, world: World) -> None:
     # Every block returns a view, which is in order as long as nobody writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     distributed.start_alone(world)
-    mesh = DeviceMesh(world.device.type, list(range(world.size)), mesh_dim_names=("shard",))
+    mesh = _mesh(distributed.own() or distributed.everyone(), world)
     reduced = precision == "bf16"
     policy: dict[str, Any] = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if reduced else {}
     outer = MixedPrecisionPolicy(**policy)
@@ -165,6 +165,12 @@ def shard(modules: Iterable[nn.Module], precision: str, world: World) -> None:
         fully_shard(module, mesh=mesh, mp_policy=outer, reshard_after_forward=True)
         if _is_backbone(module):
             register_fsdp_forward_method(module, "get_intermediate_layers")
+
+
+def _mesh(group: distributed.Group, world: World) -> DeviceMesh:
+    """The processes of a group in a row."""
+    assert group is not None, "start_alone makes a group where there is none"
+    return DeviceMesh.from_group(group, world.device.type, mesh_dim_names=("shard",))
 
 
 def _prefetch(blocks: list[FSDPModule]) -> None:
