@@ -241,6 +241,39 @@ class InitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A frozen model to whose features the student's are drawn; this project's own, not the paper's."""
+
+    name: str  # an entry of core.teachers.TEACHERS, weights, or a run ("RUN", "RUN@STEP")
+    cls: float = 1.0  # weight on the distance of the vectors of whole crops; 0: not compared
+    patches: float = 1.0  # weight on the distance of the maps; 0: not compared
+    sees: Literal["grid", "crop"] = "grid"  # as many cells as the student has patches, or the crop's own pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Frozen teachers. Without any the student learns from its own moving average."""
+
+    teacher: str = ""  # a run with heads: its prototypes take the place of the moving average's (paper section 5.2)
+    features: tuple[TeacherConfig, ...] = ()
+    chunk: int = 4  # images that a teacher looks at together; what it sees then depends on no number of processes
+    student_scale: float = 1.0  # the student sees the crops this much larger or smaller
+    settle: int = 100  # steps over which the mean and deviation of the teachers' features are measured
+
+    @property
+    def use(self) -> bool:
+        """Whether there is a frozen teacher."""
+        return bool(self.teacher or self.features)
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.student_scale <= 0 or self.settle < 1:
+            raise ValueError(
+                f"distill.chunk, student_scale and settle are positive, got {self.chunk}, {self.student_scale}, "
+                f"{self.settle}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One complete run."""
 
@@ -252,6 +285,7 @@ class Config:
     ibot: IbotConfig = IbotConfig()
     koleo: KoleoConfig = KoleoConfig()
     gram: GramConfig = GramConfig()
+    distill: DistillConfig = DistillConfig()
     crops: CropsConfig = CropsConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -262,6 +296,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is at least 1, got {self.steps}")
+        if self.gram.use and self.distill.teacher:
+            raise ValueError(
+                "the paper distils without Gram anchoring: leave gram.use off where distill.teacher is set"
+            )
         needs_crops = self.gram.use and not self.gram.follow_ema
         without = [size for size in self.crops.sizes if (size.gram_size is None) == needs_crops]
         if without and self.gram.use:

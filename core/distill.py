@@ -6,7 +6,7 @@ optimizer, `follow` (the teacher moves towards the student). Paper sections 3.2 
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,11 +28,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teachers saw of a batch: cls (2, B, K), patches (m, K') at masked places, gram (2 B, P, D) or None."""
+    """What the teachers saw of a batch: cls (2, B, K), patches (m, K') at masked places, gram (2 B, P, D) or None.
 
-    cls: Tensor
-    patches: Tensor
-    gram: Tensor | None
+    features: what each frozen teacher of `distill.features` saw, (2 B, ...).
+    """
+
+    cls: Tensor | None
+    patches: Tensor | None
+    gram: Tensor | None = None
+    features: tuple[Any, ...] = ()
 
 
 class SelfDistillation(nn.Module):
@@ -51,13 +55,18 @@ class SelfDistillation(nn.Module):
         self.student.train(mode)
         return self
 
+    def frozen_teachers(self) -> list[nn.Module]:
+        """Teachers that are no part of this module and of its checkpoints: none here."""
+        return []
+
     @torch.no_grad()
-    def look(self, batch: Batch, rates: Rates) -> Targets:
-        """The teachers look at the global crops, unmasked."""
+    def look(self, batch: Batch, rates: Rates) -> tuple[Batch, Targets]:
+        """The teachers look at the global crops, unmasked; with what they saw comes the batch that the student learns
+        from, here the same one."""
         seen = self.teacher["backbone"](batch.global_crops, is_training=True)
         patches = seen["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]
         cls = sinkhorn_knopp(self.teacher["dino_head"](seen["x_norm_clstoken"]), rates.teacher_temp)
-        return Targets(
+        return batch, Targets(
             cls=cls.unflatten(0, (2, -1)),
             patches=sinkhorn_knopp(self.teacher["ibot_head"](patches), rates.teacher_temp),
             gram=self.gram_features(batch, seen["x_norm_patchtokens"]),
@@ -65,9 +74,14 @@ class SelfDistillation(nn.Module):
 
     def forward(self, batch: Batch, targets: Targets, rates: Rates) -> tuple[Tensor, dict[str, Tensor]]:
         """The student looks once at all crops, globals masked: the total loss and its terms, unweighted."""
-        c = self.config
         crops, masks = [batch.global_crops, batch.local_crops], [batch.masks, None]
-        wide, near = self.student["backbone"](crops, masks, is_training=True)
+        return self.compare(*self.student["backbone"](crops, masks, is_training=True), batch, targets, rates)
+
+    def compare(
+        self, wide: dict[str, Tensor], near: dict[str, Tensor], batch: Batch, targets: Targets, rates: Rates
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the student made of global (wide) and local (near) crops."""
+        c = self.config
         wide_cls, near_cls = wide["x_norm_clstoken"], near["x_norm_clstoken"]
         patches = wide["x_norm_patchtokens"]
 
@@ -154,28 +168,50 @@ def split(batch: Batch, targets: Targets, parts: int) -> list[tuple[Batch, Targe
     for start in range(0, batch.num_images, size):
         chosen = slice(start, start + size)
         mine = (owner >= start) & (owner < start + size)
-        seen = targets.gram
-        if seen is not None:
-            seen = seen.unflatten(0, (2, -1))[:, chosen].flatten(0, 1)
-        pieces.append(
-            (
-                batch.images(chosen),
-                replace(targets, cls=targets.cls[:, chosen], patches=targets.patches[mine], gram=seen),
-            )
+        part = replace(
+            targets,
+            cls=None if targets.cls is None else targets.cls[:, chosen],
+            patches=None if targets.patches is None else targets.patches[mine],
+            gram=of_images(targets.gram, chosen),
+            features=tuple(type(seen)(*(of_images(x, chosen) for x in seen)) for seen in targets.features),
         )
+        pieces.append((batch.images(chosen), part))
     return pieces
 
 
+def of_images(seen: Tensor | None, chosen: slice) -> Tensor | None:
+    """What was seen of the global crops of some images."""
+    return None if seen is None else seen.unflatten(0, (2, -1))[:, chosen].flatten(0, 1)
+
+
 def build(config: Config, *, device: str | torch.device = "cpu") -> SelfDistillation:
-    """A freshly initialised student, its teacher with the same weights, and a Gram teacher if there is to be one."""
+    """A freshly initialised student, its teacher with the same weights, and the frozen teachers there are to be."""
     backbone = build_backbone(config.model.arch, device=device, **config.model.overrides())
     heads = {"dino_head": config.dino.head, "ibot_head": config.ibot.head}
     student = nn.ModuleDict({"backbone": backbone})
+    if config.distill.use:
+        return taught(config, student, heads, device)
     student.update({name: build_head(head, backbone.embed_dim, device) for name, head in heads.items()})
     gram_teacher = None
     if config.gram.use and not config.gram.follow_ema:
         gram_teacher = copy.deepcopy(backbone)
     return SelfDistillation(config, student, gram_teacher).train()
+
+
+def taught(
+    config: Config, student: nn.ModuleDict, heads: dict[str, HeadConfig], device: str | torch.device
+) -> SelfDistillation:
+    """The same with frozen teachers, and with the heads that they ask for."""
+    from core.taught import TaughtStudent, feature_heads, learns_alone, load_prototypes, load_teachers
+
+    dim = student["backbone"].embed_dim
+    prototypes = load_prototypes(config.distill.teacher, config) if config.distill.teacher else None
+    if prototypes is not None or learns_alone(config):
+        student.update({name: build_head(head, dim, device) for name, head in heads.items()})
+    teachers = load_teachers(config)
+    if teachers:
+        student["features"] = feature_heads(config, dim, teachers)
+    return TaughtStudent(config, student, prototypes, teachers).train()
 
 
 def build_head(config: HeadConfig, dim: int, device: str | torch.device = "cpu") -> ProjectionHead:

@@ -63,6 +63,8 @@ def parallelize(model: "SelfDistillation", config: ParallelConfig, world: World)
         shard(modules, config.precision, world)
     elif not next(model.parameters()).is_meta:
         model.to(world.device)
+    for teacher in model.frozen_teachers():
+        place_frozen(teacher, config, world)
 
 
 def _is_backbone(module: nn.Module) -> TypeGuard[Backbone]:
@@ -141,8 +143,10 @@ def _missing_compiler(device: torch.device) -> str | None:
 # Shard
 
 
-def shard(modules: Iterable[nn.Module], precision: str, world: World) -> None:
+def shard(modules: Iterable[nn.Module], precision: str, world: World, *, group: distributed.Group = None) -> None:
     """Spreads every parameter over the processes by its first dimension (FSDP2), each block and each head a unit.
+
+    group: the processes; without it those of the student.
 
     Units are gathered just before they compute and dropped right after, in backward once more. So a teacher, which has
     no backward, never keeps a gathered copy that its moving average would leave behind.
@@ -152,7 +156,7 @@ def shard(modules: Iterable[nn.Module], precision: str, world: World) -> None:
     # Every block returns a view, which is in order as long as nobody writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     distributed.start_alone(world)
-    mesh = _mesh(distributed.own() or distributed.everyone(), world)
+    mesh = _mesh(group or distributed.own() or distributed.everyone(), world)
     reduced = precision == "bf16"
     policy: dict[str, Any] = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if reduced else {}
     outer = MixedPrecisionPolicy(**policy)
@@ -165,6 +169,18 @@ def shard(modules: Iterable[nn.Module], precision: str, world: World) -> None:
         fully_shard(module, mesh=mesh, mp_policy=outer, reshard_after_forward=True)
         if _is_backbone(module):
             register_fsdp_forward_method(module, "get_intermediate_layers")
+
+
+def place_frozen(teacher: nn.Module, config: ParallelConfig, world: World) -> None:
+    """A frozen teacher on the device; with several processes its backbone is spread over all, whichever student."""
+    backbones = [module for module in teacher.modules() if _is_backbone(module)]
+    if config.compile:
+        compile_parts(backbones, world.device)
+    many = distributed.size(distributed.everyone()) > 1
+    if backbones and (many or config.precision == "bf16"):
+        shard(backbones, config.precision, world, group=distributed.everyone())
+    if not any(parameter.is_meta for parameter in teacher.parameters()):
+        teacher.to(world.device)
 
 
 def _mesh(group: distributed.Group, world: World) -> DeviceMesh:

@@ -207,14 +207,14 @@ def _run(report: Report, model: Any, batch: Batch, config: Config) -> None:
         ]
     rates = rates_at(report.step, config)
     with Watch(model) as watch:
-        targets = model.look(batch, rates)
+        batch, targets = model.look(batch, rates)
         parts = split(batch, targets, config.parallel.accumulate)
         for part, seen in parts:
             total, terms = model(part, seen, rates)
             for name, term in {"total": total, **terms}.items():
                 report.terms[name] = report.terms.get(name, 0.0) + float(term.detach()) / len(parts)
             (total / len(parts)).backward()
-    report.forward = watch.forward + [f"targets.{name}" for name, value in vars(targets).items() if not _finite(value)]
+    report.forward = watch.forward + [f"targets.{name}" for name, value in _named(targets) if not _finite(value)]
     report.backward = watch.backward
     report.norms = {name: float(norm) for name, norm in clip_gradients(model.student, config.optim.clip).items()}
     for name in report.terms:
@@ -306,7 +306,7 @@ def _catch_up(
             seed_step(config.seed, now, 0)
             model.prepare_gram_teacher(now)
             batch, rates = next(batches), rates_at(now, config)
-            targets = model.look(batch, rates)
+            batch, targets = model.look(batch, rates)
             total, _ = learn(model, split(batch, targets, config.parallel.accumulate), rates)
             if finite(total, clip_gradients(model.student, config.optim.clip)):
                 set_rates(optimizer, rates)
@@ -364,6 +364,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _tensors(inner)
+
+
+def _named(targets: Any) -> Iterator[tuple[str, Any]]:
+    """What the teachers saw, by name."""
+    for name, value in vars(targets).items():
+        if name != "features":
+            yield name, value
+    for number, seen in enumerate(targets.features):
+        for kind, value in seen._asdict().items():
+            yield f"features[{number}].{kind}", value
 
 
 def _finite(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Training: builds everything, then the loop. Read `train` first, then `core/distill.py`.
 
 `python -m core.train RUN` trains the run whose folder holds a config.json, from its newest checkpoint or from the
-start; torchrun starts the same line on many processes.
+start; torchrun starts the same line on many processes. RUN may be a set of students (core/students.py).
 """
 
 import logging
@@ -33,6 +33,7 @@ from core.parallel import clip_gradients, parallelize
 from core.probes import Probe, open_probes, write_probes
 from core.replay import save_batch
 from core.schedules import Rates, rates_at
+from core.students import enter
 
 LOG = logging.getLogger("core")
 
@@ -45,8 +46,8 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
     last = config.steps if stop_after is None else min(stop_after, config.steps)
     with (
         metrics,
-        Loader(config, first_step=run.finished, rank=world.rank, size=world.size, device=world.device) as loader,
-        Signals() as stop,
+        Loader(config, first_step=run.finished, device=world.device, **share_of_images()) as loader,
+        Signals(world.device) as stop,
     ):
         heard.pass_on(metrics.say)
         with metrics.paused():
@@ -60,7 +61,7 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
             run.report_broken(batch)
             rates = rates_at(step, config)
 
-            targets = model.look(batch, rates)
+            batch, targets = model.look(batch, rates)
             total, terms = learn(model, split(batch, targets, config.parallel.accumulate), rates)
             norms = clip_gradients(model.student, config.optim.clip)
             if finite(total, norms):  # before the update, so the weights stay clean
@@ -74,7 +75,7 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
 
             run.finished = step + 1
             metrics.write(step, terms | {"total": total}, rates, norms, data_seconds=waited)
-            leaving = stop.asked(world)  # once a step: what arrives after it is heard in the next one
+            leaving = stop.asked()  # once a step: what arrives after it is heard in the next one
             with metrics.paused():
                 run.write_due(leaving=leaving or run.finished == last)
             if leaving:
@@ -106,6 +107,12 @@ def finite(total: Tensor, norms: dict[str, Tensor]) -> bool:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Drop path and rotary jitter of a step depend on seed, step and process alone: a resume continues them."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def share_of_images() -> dict[str, int]:
+    """Each process loads its part of a step's images, whichever student it trains: students exchange them."""
+    everyone = distributed.everyone()
+    return {"rank": distributed.rank(everyone), "size": distributed.size(everyone)}
 
 
 def timed(loader: Loader) -> Iterator[tuple[Batch, float]]:
@@ -218,7 +225,8 @@ def start_from(model: SelfDistillation, config: Config) -> None:
     backbone, heads = load_teacher(config.init.student)
     weights = {"backbone": backbone.state_dict(), **(heads if config.init.heads else {})}
     for name, state in weights.items():
-        model.student[name].load_state_dict(state)
+        if name in model.student:  # a student may have no use for a head
+            model.student[name].load_state_dict(state)
     model.teacher.load_state_dict(model.student.state_dict())
     for network in (model.student, model.teacher):
         network["backbone"].source = backbone.source  # the licence goes along into every export
@@ -257,6 +265,9 @@ class Signals:
 
     NAMES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
     def __enter__(self) -> "Signals":
         self.now = ""
         self.before = {name: signal.signal(name, self._note) for name in self.NAMES}
@@ -267,16 +278,19 @@ class Signals:
     ) -> None:
         for name, handler in self.before.items():
             signal.signal(name, handler)
+        if isinstance(value, FloatingPointError) and distributed.own() is not None:
+            self.now = self.now or "not finite"
+            self.asked()  # the other students, which go on, hear of it here
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.now and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: leave at once, the newest checkpoint stays
         self.now = signal.Signals(number).name
 
-    def asked(self, world: World) -> bool:
-        """Whether any process was told to stop: all then leave after the same step."""
-        if world.size > 1:
-            told = distributed.all_sum(torch.tensor(float(bool(self.now)), device=world.device))
+    def asked(self) -> bool:
+        """Whether any process was told to stop, of any student: all then leave after the same step."""
+        if distributed.size(distributed.everyone()) > 1:
+            told = distributed.all_sum(torch.tensor(float(bool(self.now)), device=self.device), distributed.everyone())
             self.now = self.now or ("another process was told to stop" if told > 0 else "")
         return bool(self.now)
 
@@ -286,7 +300,7 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("usage: python -m core.train RUN, a folder with a config.json (gramscope train makes one)")
     try:
-        train(Path(sys.argv[1]))
+        train(enter(Path(sys.argv[1])))
     finally:
         distributed.stop()
 

@@ -175,7 +175,7 @@ def training_step(rounds: int) -> None:
     optimizer = build_optimizer(model.student, layer_decay=config.optim.layer_decay)
 
     def step(batch: Batch) -> None:
-        learn(model, split(batch, model.look(batch, rates), 1), rates)
+        learn(model, split(*model.look(batch, rates), 1), rates)
         clip_gradients(model.student, config.optim.clip)
         set_rates(optimizer, rates)
         optimizer.step()

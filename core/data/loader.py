@@ -80,8 +80,13 @@ class Steps(Dataset):
             seed=config.seed,
         )
         each = data.batch_size // size
+        if config.distill.use and each % config.distill.chunk:
+            raise ValueError(
+                f"each of the {size} processes shows the teachers {each} images, which are no whole chunks of "
+                f"{config.distill.chunk}; change data.batch_size or distill.chunk"
+            )
         self.part = slice(rank * each, (rank + 1) * each)
-        self.patch = _patch(config)
+        self.cell = mask_cell(config)
 
     def __getitem__(self, step: int) -> Batch | Originals:
         config, crops = self.config, self.config.crops
@@ -98,17 +103,27 @@ class Steps(Dataset):
         return Batch(*_render(config, pictures, views, sizes, matrices=False), masks, broken)
 
     def masks(self, step: int, sizes: CropSizes) -> Tensor:
-        """(2 B, P) for the global crops of this process."""
-        ibot, side = self.config.ibot, sizes.global_size // self.patch
-        masks = batch_masks(
-            2 * (self.part.stop - self.part.start),
-            (side, side),
-            generator(self.config.seed, MASKS, step, self.rank),
-            masked_crops=ibot.masked_crops,
-            mask_ratio=ibot.mask_ratio,
-            shift=ibot.mask_shift,
-        )
-        return torch.from_numpy(masks)
+        """(2 B, P) for the global crops of this process.
+
+        With frozen teachers they are drawn for `distill.chunk` images at a time, and so are the same on any number of
+        processes: students of unequal numbers of them see the same batches.
+        """
+        ibot, side = self.config.ibot, sizes.global_size // self.cell
+        each = self.part.stop - self.part.start
+        images = self.config.distill.chunk if self.config.distill.use else each
+        drawn = [
+            batch_masks(
+                2 * images,
+                (side, side),
+                generator(self.config.seed, MASKS, step, number),
+                masked_crops=ibot.masked_crops,
+                mask_ratio=ibot.mask_ratio,
+                shift=ibot.mask_shift,
+            )
+            for number in range(self.part.start // images, self.part.stop // images)
+        ]
+        pairs = np.concatenate([masks.reshape(2, images, -1) for masks in drawn], axis=1)
+        return torch.from_numpy(pairs.reshape(2 * each, -1))
 
     def pictures(self, step: int) -> tuple[list[Tensor], tuple[str, ...]]:
         """The images of a step, and the names of those that were broken and replaced."""
@@ -130,25 +145,27 @@ class Steps(Dataset):
         return pictures, tuple(broken)
 
 
-def _patch(config: Config) -> int:
-    """Pixels along the side of what one mask token stands for: a patch, in a ConvNeXt a cell of the last map.
+def mask_cell(config: Config) -> int:
+    """Pixels of a crop along the side of what one mask token stands for: a patch, in a ConvNeXt a cell of its last map.
 
-    Raises ValueError for crops that are no whole number of patches, or do not fit into each other.
+    With distill.student_scale those of the crop as it comes, before the student's is resized. Raises ValueError for
+    crops that are no whole number of patches, or do not fit into each other.
     """
-    crops = config.crops
+    crops, scale = config.crops, config.distill.student_scale
     if crops.local_in_global and (crops.num_local % 2 or any(s.local_size > s.global_size for s in crops.sizes)):
         raise ValueError("crops.local_in_global needs an even num_local, and local crops no larger than global ones")
     backbone = build_backbone(config.model.arch, device="meta", **config.model.overrides())
+    patch = backbone.output_stride if isinstance(backbone, ConvNeXt) else backbone.patch_size
+    cell = round(patch / scale)
+    if cell * scale != patch:
+        raise ValueError(f"patches of {patch} px at distill.student_scale {scale:g} are no whole pixels of the crops")
     if isinstance(backbone, ConvNeXt):  # drops a remainder itself
-        return backbone.output_stride
-    patch = backbone.patch_size
+        return cell
     for sizes in crops.sizes:
         for name, side in (("global", sizes.global_size), ("local", sizes.local_size), ("Gram", sizes.gram_size or 0)):
-            if side % patch:
-                raise ValueError(
-                    f"{name} crops of {side} px are no whole patches of {patch}; take {side - side % patch}"
-                )
-    return patch
+            if side % cell:
+                raise ValueError(f"{name} crops of {side} px are no whole patches of {cell}; take {side - side % cell}")
+    return cell
 
 
 class Endless(Sampler[int]):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from core.losses.dino import dino_global, dino_local
+from core.losses.features import features
 from core.losses.gram import gram
 from core.losses.ibot import ibot
 from core.losses.koleo import koleo
@@ -15,4 +16,5 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "ibot": ibot,
     "koleo": koleo,
     "gram": gram,
+    "features": features,
 }

@@ -15,7 +15,7 @@ L1_SHARE = 0.1  # AM-RADIO's weight on smooth L1, the rest on the cosine
 def features(
     student: Float[Tensor, "*n D"], teacher: Float[Tensor, "*n D"], *, l1_share: float = L1_SHARE
 ) -> Float[Tensor, ""]:
-    """The mean over tokens of (1 - s) times one minus the cosine plus s times smooth L1, fp32; 0 when they are alike."""
+    """Mean over tokens of (1 - s) times one minus the cosine plus s times smooth L1, fp32; 0 when they are alike."""
     student, teacher = student.float(), teacher.float()
     angle = 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
     return (1 - l1_share) * angle + l1_share * F.smooth_l1_loss(student, teacher)

@@ -46,7 +46,7 @@ __all__ = [
     "summary",
 ]
 
-HEADS = ("dino_head.", "ibot_head.")  # of training exports: no part of the backbone, left aside knowingly
+HEADS = ("dino_head.", "ibot_head.", "features.")  # of training exports: no part of the backbone, left aside knowingly
 PACKAGING = ("module.", "_orig_mod.", "teacher.", "backbone.", "dinov2.", "dinov2_with_registers.", "model.")
 
 

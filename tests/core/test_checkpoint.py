@@ -79,7 +79,7 @@ def take_step(model: SelfDistillation, optimizer: torch.optim.Optimizer, step: i
         crops[: 2 * images], crops[2 * images :], crops[: 2 * images] if model.config.gram.use else None, masks
     )
     rates = rates_at(20_000, model.config)
-    total, _ = model(batch, model.look(batch, rates), rates)
+    total, _ = model(*model.look(batch, rates), rates)
     total.backward()
     set_rates(optimizer, rates)
     optimizer.step()

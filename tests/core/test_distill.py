@@ -86,7 +86,7 @@ def golden_step(shared) -> tuple[SelfDistillation, Batch, dict[str, torch.Tensor
 
 def test_the_whole_step_is_the_golden_one(shared):
     model, batch, g = golden_step(shared)
-    total, terms = model(batch, model.look(batch, RATES), RATES)
+    total, terms = model(*model.look(batch, RATES), RATES)
     for ours, theirs in TERMS.items():
         assert_close(terms[ours], g[f"loss.{theirs}"], atol=1e-5, rtol=0, msg=ours)
     assert_close(total, g["total"], atol=1e-5, rtol=0)
@@ -161,7 +161,7 @@ def gradients(model: SelfDistillation) -> dict[str, torch.Tensor]:
 def test_every_student_parameter_learns_and_no_teacher_does():
     model = tiny_model(**GRAM)
     batch = a_batch(gram=True)
-    model(batch, model.look(batch, RATES), RATES)[0].backward()
+    model(*model.look(batch, RATES), RATES)[0].backward()
     idle = [name for name, p in model.student.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
     assert all(p.grad is None for p in model.teacher.parameters())
@@ -179,14 +179,14 @@ def test_the_teacher_never_sees_masks_or_local_crops():
     model = tiny_model()
     batch = a_batch()
     other = replace(batch, local_crops=torch.zeros_like(batch.local_crops))
-    assert torch.equal(model.look(batch, RATES).cls, model.look(other, RATES).cls)
+    assert torch.equal(model.look(batch, RATES)[1].cls, model.look(other, RATES)[1].cls)
 
 
 def test_the_student_does_not_see_what_is_masked():
     """Changing pixels under masks changes the targets, not the student."""
     model = tiny_model()
     batch = a_batch()
-    targets = model.look(batch, RATES)
+    _, targets = model.look(batch, RATES)
     hidden = batch.masks.unflatten(1, (4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     other = replace(batch, global_crops=torch.where(hidden, torch.tensor(3.0), batch.global_crops))
     assert_close(model(batch, targets, RATES)[0], model(other, targets, RATES)[0])
@@ -198,7 +198,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     koleo = replace(Config().koleo, group=2, weight=0.1 if parts == 2 else 0.0)
     model = tiny_model(**GRAM, koleo=koleo)
     batch = a_batch(gram=True)
-    targets = model.look(batch, RATES)
+    _, targets = model.look(batch, RATES)
     if parts == 4:
         model.config = replace(model.config, koleo=replace(koleo, group=2, weight=0.0))
         with pytest.raises(ValueError, match="KoLeo"):
@@ -222,7 +222,7 @@ def test_a_batch_that_does_not_split_says_so():
     model = tiny_model()
     batch = a_batch()
     with pytest.raises(ValueError, match="do not make 3 equal parts"):
-        split(batch, model.look(batch, RATES), 3)
+        split(*model.look(batch, RATES), 3)
 
 
 def test_following_with_momentum_zero_copies_and_with_one_stays():
@@ -251,7 +251,7 @@ def test_the_ema_teacher_can_be_the_gram_teacher():
     model = tiny_model(gram=GramConfig(use=True, follow_ema=True))
     assert model.gram_teacher is None
     batch = a_batch()
-    _, terms = model(batch, model.look(batch, RATES), RATES)
+    _, terms = model(*model.look(batch, RATES), RATES)
     assert terms["gram"] > 0
 
 

@@ -59,7 +59,7 @@ def model() -> SelfDistillation:
 
 def one_step(made: SelfDistillation, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Terms, means over processes, and gradients as each process holds them."""
-    total, terms = made(batch, made.look(batch, RATES), RATES)
+    total, terms = made(*made.look(batch, RATES), RATES)
     total.backward()
     values = {name: distributed.all_mean(value.detach()) for name, value in {"total": total, **terms}.items()}
     return values, {name: parameter.grad for name, parameter in made.student.named_parameters()}

@@ -83,7 +83,7 @@ def backward(model: SelfDistillation, batch: Batch) -> tuple[Tensor, dict[str, T
     """The total loss over all processes and each gradient, whole."""
     torch.manual_seed(2)  # drop path
     rates = rates_at(20_000, model.config)
-    total, _ = model(batch, model.look(batch, rates), rates)
+    total, _ = model(*model.look(batch, rates), rates)
     total.backward()
     gradients = {name: whole(p.grad) for name, p in model.student.named_parameters() if p.grad is not None}
     return distributed.all_mean(total), gradients
