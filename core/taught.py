@@ -22,7 +22,7 @@ from core import distributed
 from core.checkpoint import load_teacher
 from core.config import Config, HeadConfig
 from core.data.batch import Batch
-from core.data.loader import mask_cell
+from core.data.loader import mask_cell, part_of
 from core.distill import SelfDistillation, Targets
 from core.losses.sinkhorn import sinkhorn_knopp
 from core.models.head import ProjectionHead
@@ -82,7 +82,7 @@ class TaughtStudent(SelfDistillation):
         chunk = self.config.distill.chunk
         pieces = [self.see(batch, slice(at, at + chunk)) for at in range(0, batch.num_images, chunk)]
         seen = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
-        batch, seen = go_round(batch, seen)
+        batch, seen = go_round(batch, seen, self.config)
         found = {name: Seen(*(seen.get(f"{name}.{kind}") for kind in Seen._fields)) for name in self.teachers}
         for name, what in found.items():
             self.student["features"][name].settle_on(what)
@@ -234,22 +234,27 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     return torch.cat([piece.unflatten(0, (2, -1)) for piece in pieces], dim=1).flatten(0, 1)
 
 
-def go_round(batch: Batch, seen: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
-    """Every process's images and what was seen of them to all; kept is this process's part of its student's batch."""
-    everyone = distributed.everyone()
-    if distributed.size(everyone) == 1:
+def go_round(batch: Batch, seen: dict[str, Tensor], config: Config) -> tuple[Batch, dict[str, Tensor]]:
+    """Every process's images and what was seen of them to all; kept is this process's part of its student's batch.
+
+    Raises ValueError when a student's processes do not divide the batch.
+    """
+    everyone, size = distributed.everyone(), distributed.size()
+    processes = distributed.size(everyone)
+    if processes == 1:
         return batch, seen
-    images, total = batch.num_images, batch.num_images * distributed.size(everyone)
-    if total % distributed.size():
-        raise ValueError(f"{total} images do not divide evenly among the {distributed.size()} processes of a student")
-    each = total // distributed.size()
-    mine = slice(distributed.rank() * each, (distributed.rank() + 1) * each)
+    images, total = batch.num_images, config.data.batch_size
+    if total % size:
+        raise ValueError(f"data.batch_size {total} is not a multiple of the {size} processes of {config.name}")
+    wanted = torch.arange(total // size) + distributed.rank() * (total // size)
+    owner = wanted // images
+    place = wanted - torch.tensor([part_of(config, int(rank), processes).start for rank in owner])
 
     def pass_on(x: Tensor) -> Tensor:
         if not len(x):
             return x
-        everything = distributed.gather(x.unflatten(0, (-1, images)), everyone)  # (W, crops, B / W, ...)
-        return everything.transpose(0, 1).flatten(1, 2)[:, mine].flatten(0, 1)
+        everything = distributed.gather(x.unflatten(0, (-1, images)), everyone)  # (W, crops, images, ...)
+        return everything.transpose(0, 1)[:, owner, place].flatten(0, 1)
 
     moved = replace(
         batch,

@@ -66,8 +66,6 @@ class Steps(Dataset):
 
     def __init__(self, config: Config, *, rank: int, size: int) -> None:
         data = config.data
-        if data.batch_size % size:
-            raise ValueError(f"data.batch_size {data.batch_size} is not a multiple of the {size} processes")
         if not data.sources:
             raise ValueError("data.sources is empty; name at least one folder, set of shards or saved data set")
         self.config, self.rank = config, rank
@@ -79,13 +77,7 @@ class Steps(Dataset):
             batch_size=data.batch_size,
             seed=config.seed,
         )
-        each = data.batch_size // size
-        if config.distill.use and each % config.distill.chunk:
-            raise ValueError(
-                f"each of the {size} processes shows the teachers {each} images, which are no whole chunks of "
-                f"{config.distill.chunk}; change data.batch_size or distill.chunk"
-            )
-        self.part = slice(rank * each, (rank + 1) * each)
+        self.part = part_of(config, rank, size)
         self.cell = mask_cell(config)
 
     def __getitem__(self, step: int) -> Batch | Originals:
@@ -143,6 +135,25 @@ class Steps(Dataset):
             else:
                 raise ValueError(f"{ATTEMPTS} images in a row could not be read, the last one {broken[-1]}")
         return pictures, tuple(broken)
+
+
+def part_of(config: Config, rank: int, size: int) -> slice:
+    """Which images of a step a process loads: equal parts that follow each other.
+
+    With frozen teachers parts are whole chunks, and where these do not divide evenly the last ones overlap: students
+    exchange their images anyway. Raises ValueError where that does not work out.
+    """
+    batch = config.data.batch_size
+    if not config.distill.use:
+        if batch % size:
+            raise ValueError(f"data.batch_size {batch} is not a multiple of the {size} processes")
+        return slice(rank * (batch // size), (rank + 1) * (batch // size))
+    chunk = config.distill.chunk
+    if batch % chunk:
+        raise ValueError(f"data.batch_size {batch} is not a multiple of distill.chunk, {chunk} images")
+    each = -(-batch // (size * chunk)) * chunk
+    start = min(rank * each, batch - each)
+    return slice(start, start + each)
 
 
 def mask_cell(config: Config) -> int:
