@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from apps import training
+from apps import distilling, training
 
 
 def app(
@@ -45,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "app": app,
     "train": training.train,
     "resume": training.resume,
+    "distill": distilling.distill,
     "doctor": training.doctor,
     "replay": training.replay,
     "export": training.export,

@@ -60,8 +60,13 @@ def resume(run: RUN, steps: int | None = None, on: int = 1) -> None:
     """
     from dataclasses import replace
 
+    share_cores()
+    from core.students import is_set
+
+    if is_set(run):
+        _resume_set(run, steps)
+        return
     config = _check_run(run)
-    _share_cores()
     finished = max(_checkpoints(run), default=0)
     if steps is not None:
         if steps <= finished:
@@ -74,6 +79,25 @@ def resume(run: RUN, steps: int | None = None, on: int = 1) -> None:
         raise SystemExit(f"all {config.steps} steps of {run} are done; give it more with --steps")
     print(f"{run}: from step {finished} of {config.steps}", file=sys.stderr)
     _train(run, on)
+
+
+def _resume_set(folder: Path, steps: int | None) -> None:
+    """Goes on with a set, each student with the processes it was given."""
+    from dataclasses import replace
+
+    from apps.distilling import train_set
+    from core.run_folder import change
+    from core.students import students_in
+
+    if steps is not None:
+        for student in students_in(folder):
+            config, finished = _check_run(folder / student.name), max(_checkpoints(folder / student.name), default=0)
+            if steps <= finished:
+                raise SystemExit(
+                    f"{student.name} has {finished} finished steps already; --steps is their number in all"
+                )
+            change(folder / student.name, replace(config, steps=steps), at=finished)
+    train_set(folder)
 
 
 def export(
@@ -118,7 +142,7 @@ def replay(run: RUN, step: int | None = None) -> None:
         step: The step, counted from 0; without it the last one that went wrong.
     """
     _check_run(run)
-    _share_cores()
+    share_cores()
     from core.replay import replay as again
 
     try:
@@ -131,7 +155,7 @@ def run_with_overrides(command: str, arguments: Sequence[str]) -> None:
     """`train` and `doctor`, whose options depend on the recipe that comes first."""
     from core.recipes import RECIPES, recipe
 
-    _share_cores()
+    share_cores()
     prog = f"gramscope {command}"
     function: Callable[..., None] = train if command == "train" else doctor
     if not arguments:
@@ -220,8 +244,7 @@ def _start(config: "Config", *, out: Path | None, doctor: bool, on: int) -> None
     if out is not None and (out / "config.json").exists():
         raise SystemExit(f"{out} already holds a run: go on with it (gramscope resume {out}) or choose another --out")
     if doctor:
-        findings = _findings(config, on, out)
-        red = sum(finding.level == "red" for finding in findings)
+        red = sum(finding.level == "red" for finding in findings(config, on, out))
         if red:
             raise SystemExit(f"not started: {red} red; correct that, or start all the same with --no-doctor")
     try:
@@ -233,8 +256,7 @@ def _start(config: "Config", *, out: Path | None, doctor: bool, on: int) -> None
 
 
 def _examine(config: "Config", *, on: int, folder: Path | None = None) -> None:
-    findings = _findings(config, on, folder, to=sys.stdout)
-    if any(finding.level == "red" for finding in findings):
+    if any(finding.level == "red" for finding in findings(config, on, folder, to=sys.stdout)):
         raise SystemExit(1)
 
 
@@ -256,19 +278,19 @@ def _doctor_of_run(folder: Path, options: Sequence[str]) -> None:
     _examine(_check_run(folder), on=on, folder=folder)
 
 
-def _findings(config: "Config", on: int, folder: Path | None, to: Any = None) -> "list[Finding]":
+def findings(config: "Config", on: int, folder: Path | None, to: Any = None) -> "list[Finding]":
     """What the doctor finds, printed."""
     from core.doctor import check, report
 
-    findings = check(config, world=on, folder=folder)
-    print(report(findings), file=sys.stderr if to is None else to)
-    return findings
+    found = check(config, world=on, folder=folder)
+    print(report(found), file=sys.stderr if to is None else to)
+    return found
 
 
 def _train(folder: Path, on: int) -> None:
     """Trains here, or on several processes; says how it ended."""
     if on > 1:
-        _train_on_many(folder, on)
+        train_on_many(folder, on)
     else:
         _train_here(folder)
     from core.run_folder import check_run
@@ -295,7 +317,7 @@ def _train_here(folder: Path) -> None:
         raise SystemExit(f"{error} (details: {folder / 'log.txt'})") from None
 
 
-def _train_on_many(folder: Path, on: int) -> None:
+def train_on_many(folder: Path, on: int) -> None:
     """Starts torchrun and waits. A first Ctrl-C or SIGTERM lets the processes save and leave, a second ends them.
 
     torchrun gets a session of its own: on a terminal's Ctrl-C the processes would otherwise hear it twice, from the
@@ -326,7 +348,7 @@ def _train_on_many(folder: Path, on: int) -> None:
         raise SystemExit(f"training failed, see above and {folder / 'log.txt'}")
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Threads that wait sleep, unless the environment says otherwise; to be called before torch is loaded.
 
     By default they spin. Where data workers or anything else want the same cores, a step then takes ten times as long.

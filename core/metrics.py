@@ -31,6 +31,7 @@ from core.config import Config, to_json
 from core.progress import Progress
 from core.run_folder import keep_metrics_before, lock, replace_text
 from core.schedules import Rates
+from core.students import place_in_set
 
 Numbers = Mapping[str, Tensor | float]
 Writer = Callable[[int, dict[str, float]], None]  # takes a step and its numbers under the names `group/name`
@@ -55,7 +56,10 @@ class Metrics:
                 opened.enter_context(lock(self.folder))
                 keep_metrics_before(self.folder, self.first_step)
                 self.file = opened.enter_context((self.folder / "metrics.jsonl").open("a", encoding="utf-8"))
-                self.progress = Progress(self.folder, steps=self.config.steps, first_step=self.first_step)
+                label, row = place_in_set(self.folder)
+                self.progress = Progress(
+                    self.folder, steps=self.config.steps, first_step=self.first_step, label=label, row=row
+                )
                 opened.callback(self.progress.close)
                 self.writers = open_writers(self.folder, self.config, self.first_step)
                 for _, close in self.writers:

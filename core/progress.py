@@ -15,12 +15,14 @@ SHOWN = ("total", "dino_global", "dino_local", "ibot", "koleo", "gram")  # in th
 class Progress:
     """The progress of a run of `steps` steps from `first_step` on, on standard error and in log.txt.
 
-    A bar when that is a terminal; it then shows images a second, the time left and the loss terms.
+    A bar when that is a terminal; it then shows images a second, the time left and the loss terms. Of several students
+    each has its `label` and its `row`, counted from 0.
     """
 
-    def __init__(self, folder: Path, *, steps: int, first_step: int) -> None:
+    def __init__(self, folder: Path, *, steps: int, first_step: int, label: str = "", row: int = 0) -> None:
         self.stream = sys.stderr
         self.steps = steps
+        self.label = f"{label}: " if label else ""
         self.log = (folder / "log.txt").open("a", encoding="utf-8")
         self.bar = None
         if _has_room(self.stream):
@@ -28,6 +30,8 @@ class Progress:
                 total=steps,
                 initial=first_step,
                 unit="step",
+                desc=label or None,
+                position=row,
                 file=self.stream,
                 dynamic_ncols=True,
                 smoothing=0.05,  # the first step compiles, and others wait for data: a longer mean than tqdm's own
@@ -63,9 +67,9 @@ class Progress:
         self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.log.flush()
         if show and self.bar is not None:
-            self.bar.write(text, file=self.stream)
+            self.bar.write(self.label + text, file=self.stream)
         elif show:
-            print(text, file=self.stream, flush=True)
+            print(self.label + text, file=self.stream, flush=True)
 
 
 def _has_room(stream: Any) -> bool:

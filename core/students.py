@@ -82,6 +82,14 @@ def students_in(folder: Path) -> list[Student]:
         raise ValueError(f"{folder / FILE} cannot be read: {error}") from error
 
 
+def place_in_set(run: Path) -> tuple[str, int]:
+    """The name of a run among other students and its number there; "" and 0 for a run of its own."""
+    if not is_set(run.absolute().parent):
+        return "", 0
+    names = [student.name for student in students_in(run.absolute().parent)]
+    return (run.name, names.index(run.name)) if run.name in names else ("", 0)
+
+
 def enter(folder: Path) -> Path:
     """The run folder that this process trains: the folder itself, or in a set its student's.
 
