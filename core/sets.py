@@ -53,7 +53,7 @@ def vit_family() -> StudentSet:
             lr=Schedule(start=0.0, peak=0.0, end=5e-5 * 4 * (1776 / 1024) ** 0.5, cosine=10 * epoch),
             scaling="none",
             weight_decay=constant(0.04),
-            momentum=Schedule(start=0.994, peak=0.994, end=1.0),
+            momentum=Schedule(start=0.994, peak=0.994, end=1.0, cosine=None),
             teacher_temp=constant(0.07),
             freeze_last_layer=0,
             layer_decay=0.99,
@@ -83,7 +83,7 @@ def convnext_family() -> StudentSet:
             crops=CropsConfig(sizes=(CropSizes(global_size=512, local_size=224),)),
             data=DataConfig(batch_size=4096, workers=10),
             optim=OptimConfig(
-                lr=Schedule(start=1e-6, peak=rate, end=1e-6, warmup=80 * epoch),
+                lr=Schedule(start=1e-6, peak=rate, end=1e-6, warmup=80 * epoch, cosine=None),
                 weight_decay=Schedule(start=decay, peak=0.2, end=0.2, warmup=500 * epoch),
                 momentum=Schedule(start=0.994, peak=1.0, end=1.0, warmup=500 * epoch),
                 teacher_temp=Schedule(start=0.04, peak=0.07, end=0.07, warmup=120 * epoch),
