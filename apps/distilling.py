@@ -92,9 +92,10 @@ def _train(
         return
     given = given or ({next(iter(configs)): on} if on is not None else dict(usual))
     if doctor:
-        for config in configs.values():
-            if any(finding.level == "red" for finding in findings(config, sum(given.values()), out)):
-                raise SystemExit(f"not started, for {config.name}; correct that, or start with --no-doctor")
+        for student, config in configs.items():
+            print(f"{student}:", file=sys.stderr)
+            if any(finding.level == "red" for finding in findings(config, given[student], out)):
+                raise SystemExit("not started; correct that, or start all the same with --no-doctor")
     folder = create(configs, given, new_folder(name) if out is None else out)
     print(f"folder of the set: {folder}", file=sys.stderr)
     train_set(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from core.config import Config
-from core.doctor import crops, gram, history, init, machine, objective, rates, run, sources
+from core.doctor import crops, gram, history, init, machine, objective, rates, run, sources, teachers
 from core.doctor.case import Case, Found, Machine
 
 __all__ = ["RULES", "Finding", "Machine", "check", "report", "worst"]
@@ -45,6 +45,14 @@ RULES: dict[str, tuple[Level, Callable[[Case], Found]]] = {
     "init-no-heads": ("amber", init.no_heads),
     "init-warms-up-again": ("amber", init.warms_up_again),
     "init-missing-at-high-resolution": ("amber", init.missing_at_high_resolution),
+    # Frozen teachers
+    "teacher-not-found": ("red", teachers.not_found),
+    "teacher-no-prototypes": ("red", teachers.no_prototypes),
+    "teacher-other-prototypes": ("red", teachers.other_prototypes),
+    "teacher-chunks": ("red", teachers.chunks),
+    "teacher-cells": ("red", teachers.cells),
+    "teacher-scale-alone": ("amber", teachers.student_scale_alone),
+    "teacher-warms-up": ("amber", teachers.warms_up),
     # Model, crops and masks
     "arch-unknown": ("red", crops.arch_unknown),
     "crop-not-of-patches": ("red", crops.not_of_patches),

@@ -167,6 +167,19 @@ class Case:
         """What `gram.teacher` refers to."""
         return find_weights(self.config.gram.teacher) if self.config.gram.teacher else None
 
+    @cached_property
+    def teacher(self) -> Weights | None:
+        """What `distill.teacher` refers to."""
+        return find_weights(self.config.distill.teacher) if self.config.distill.teacher else None
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether there are heads at all: not where features alone are learned."""
+        config = self.config
+        return (
+            not config.distill.features or bool(config.distill.teacher) or config.dino.weight + config.ibot.weight > 0
+        )
+
     def misfits(self, weights: Weights) -> str:
         """What of the backbone does not fit these weights, "" when all does or nobody can say."""
         if weights.shapes is None or self.backbone is None:
@@ -182,7 +195,7 @@ class Case:
         return ", ".join(wrong[:2]) + more
 
 
-HEADS = ("dino_head.", "ibot_head.")
+HEADS = ("dino_head.", "ibot_head.", "features.")
 
 
 def find_weights(spec: str) -> Weights:

@@ -55,7 +55,7 @@ def local_not_smaller(case: Case) -> Found:
 
 def no_local(case: Case) -> Found:
     """Every step compares the student's local crops with the teacher's global ones; the loss has no form without."""
-    if case.config.crops.num_local > 0:
+    if case.config.crops.num_local > 0 or not case.has_prototypes:
         return None
     return (
         "crops.num_local is 0",

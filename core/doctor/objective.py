@@ -62,7 +62,10 @@ def loss_weights(case: Case) -> Found:
     weights = {"dino": config.dino.weight, "ibot": config.ibot.weight, "koleo": config.koleo.weight}
     if negative := [name for name, weight in weights.items() if weight < 0]:
         return f"negative weight of {', '.join(negative)}", "use weights of 0 and more"
-    if not weights["dino"] and not weights["ibot"]:
+    features = [weight for teacher in config.distill.features for weight in (teacher.cls, teacher.patches)]
+    if any(weight < 0 for weight in features):
+        return "negative weight in distill.features", "use weights of 0 and more"
+    if not weights["dino"] and not weights["ibot"] and not any(features):
         return "dino.weight and ibot.weight are both 0", "switch at least one of them on"
     return None
 
@@ -71,7 +74,7 @@ def loss_off(case: Case) -> Found:
     """The paper's model needs both objectives: images for what is in a picture, patches for where."""
     config = case.config
     off = [name for name in ("dino", "ibot", "koleo") if not getattr(config, name).weight]
-    if not off or len(off) == 3:
+    if not off or len(off) == 3 or config.distill.features:
         return None
     return f"weight 0: {', '.join(off)}", "nothing, if this is an ablation"
 

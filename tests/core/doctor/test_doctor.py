@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core import doctor
-from core.config import Config, CropSizes, GramConfig, HeadConfig, SourceConfig, to_json
+from core.config import Config, CropSizes, GramConfig, HeadConfig, SourceConfig, TeacherConfig, to_json
 from core.doctor import RULES, check, report, worst
 from core.doctor.case import Case, Gpu, Machine, Opened, read_shapes
 from core.recipes import RECIPES, recipe, with_data
@@ -85,6 +85,21 @@ def stage2(nano, tmp_path) -> Config:
     return change(config, crops={"sizes": small}, init={"student": str(before)}, gram={"teacher": f"{before}@2000"})
 
 
+@pytest.fixture
+def taught(nano, tmp_path) -> Config:
+    """A sound student of a run at hand."""
+    teacher = make_run(tmp_path / "teacher", nano, 10_000)
+    return change(nano, distill={"teacher": str(teacher)}, optim={"freeze_last_layer": 0})
+
+
+@pytest.fixture
+def of_features(nano) -> Config:
+    """A sound student of the weights that come with the project; nothing but their features is learned."""
+    teacher = TeacherConfig(name="dinov2_vits14_saliency")
+    off = {"weight": 0.0}
+    return change(nano, distill={"features": (teacher,)}, dino=off, ibot=off, koleo=off, crops={"num_local": 0})
+
+
 def change(config: Config, **parts) -> Config:
     """change(config, optim={"clip": 1.0}, steps=3): the configuration with some settings replaced, even by bad ones."""
     for name, value in parts.items():
@@ -101,9 +116,11 @@ def rules(config: Config, level: str | None = None, **options) -> list[str]:
 # Good runs
 
 
-def test_sound_runs_are_green(nano, stage2):
+def test_sound_runs_are_green(nano, stage2, taught, of_features):
     assert rules(nano) == []
     assert rules(stage2) == []
+    assert rules(taught) == []
+    assert rules(of_features) == []
     assert worst([]) == "green"
     assert report([]) == f"GREEN  all {len(RULES)} rules are content."
 
@@ -181,6 +198,16 @@ BROKEN = [
     ("gram-batch-level", "stage2", {"gram": {"level": "batch"}}),
     ("init-not-found", "nano", {"init": {"student": "dinov3_of_nobody"}}),
     ("init-missing-at-high-resolution", "nano", {"crops": {"sizes": (CropSizes(probability=0.5),) * 2}}),
+    ("teacher-not-found", "nano", {"distill": {"teacher": "runs/nowhere"}}),
+    ("teacher-not-found", "of_features", {"distill": {"features": (TeacherConfig(name="runs/nowhere"),)}}),
+    ("teacher-no-prototypes", "nano", {"distill": {"teacher": "dinov2_vits14_saliency"}}),
+    ("teacher-other-prototypes", "taught", {"ibot": {"head": HeadConfig(prototypes=64)}}),
+    ("teacher-chunks", "taught", {"distill": {"chunk": 5}}),
+    ("teacher-cells", "taught", {"distill": {"student_scale": 3.0}}),
+    ("teacher-scale-alone", "nano", {"distill": {"student_scale": 2.0}}),
+    ("teacher-warms-up", "taught", {"optim": {"freeze_last_layer": 2000}}),
+    ("loss-weights", "of_features", {"distill": {"features": ()}}),
+    ("loss-weights", "of_features", {"distill": {"features": (TeacherConfig(name="x", cls=-1.0),)}}),
     ("arch-unknown", "nano", {"model": {"arch": "vit_enormous"}}),
     ("arch-unknown", "nano", {"model": {"arch": "convnext_tiny", "num_registers": 4}}),
     ("crop-not-of-patches", "nano", {"crops": {"sizes": (CropSizes(global_size=64, local_size=36),)}}),
