@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from apps.training import findings, share_cores, train_on_many
+from apps.training import findings, listing, share_cores, train_on_many
 
 if TYPE_CHECKING:
     from core.config import Config
@@ -46,8 +46,7 @@ def distill(
     from core.sets import SETS
 
     if not students:
-        lines = (f"  {name:<18}{(make.__doc__ or '').strip().partition(chr(10))[0]}" for name, make in SETS.items())
-        print("\n".join(["Sets:", "", *lines, "", "As in: gramscope distill nano_pair --teacher runs/nano --plan"]))
+        print(f"{listing('Sets', SETS)}\n\nAs in: gramscope distill nano_pair --teacher runs/nano --plan")
         return
     if students not in SETS:
         raise SystemExit(f"no set called {students!r}; known: {', '.join(SETS)}")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,13 +179,20 @@ def run_with_overrides(command: str, arguments: Sequence[str]) -> None:
 
 
 def _recipes() -> str:
-    """The recipes with their summaries, as wide as the terminal."""
-    from core.recipes import RECIPES, summary
+    from core.recipes import RECIPES
 
-    first = max(map(len, RECIPES)) + 4
+    return listing("Recipes", RECIPES)
+
+
+def listing(title: str, table: Mapping[str, Callable[..., object]]) -> str:
+    """The entries of a table with the first sentence of each, as wide as the terminal."""
+    first = max(map(len, table)) + 4
     width = max(shutil.get_terminal_size().columns, 60)
-    entries = (f"  {name:<{first - 2}}{summary(name)}" for name in RECIPES)
-    return "\n".join(["Recipes:", "", *(textwrap.fill(line, width, subsequent_indent=" " * first) for line in entries)])
+    sentences = {name: (make.__doc__ or "").strip().partition("\n")[0] for name, make in table.items()}
+    entries = (f"  {name:<{first - 2}}{sentence}" for name, sentence in sentences.items())
+    return "\n".join(
+        [f"{title}:", "", *(textwrap.fill(line, width, subsequent_indent=" " * first) for line in entries)]
+    )
 
 
 # What these return is a function whose options are those of the command and every setting of the configuration. Called
