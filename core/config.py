@@ -259,6 +259,8 @@ class DistillConfig:
     chunk: int = 4  # images that a teacher looks at together; what it sees then depends on no number of processes
     student_scale: float = 1.0  # the student sees the crops this much larger or smaller
     settle: int = 100  # steps over which the mean and deviation of the teachers' features are measured
+    views: int = 0  # 0: every view of an image is new; else an image has so many, which come again pass after pass
+    keep: str = ""  # folder for what the teachers saw of them, so that each is looked at once
 
     @property
     def use(self) -> bool:
@@ -266,6 +268,8 @@ class DistillConfig:
         return bool(self.teacher or self.features)
 
     def __post_init__(self) -> None:
+        if self.keep and not self.views:
+            raise ValueError("distill.keep needs distill.views: views that never come again are not worth keeping")
         if self.chunk < 1 or self.student_scale <= 0 or self.settle < 1:
             raise ValueError(
                 f"distill.chunk, student_scale and settle are positive, got {self.chunk}, {self.student_scale}, "

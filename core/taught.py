@@ -10,7 +10,8 @@ only features are learned, the objective of self-distillation is there as well, 
 moving average teaches as ever, and the student sees masks.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from core import distributed
 from core.checkpoint import load_teacher
 from core.config import Config, HeadConfig
+from core.data import open_source
 from core.data.batch import Batch
 from core.data.loader import mask_cell, part_of
 from core.distill import SelfDistillation, Targets
 from core.losses.sinkhorn import sinkhorn_knopp
 from core.models.head import ProjectionHead
 from core.schedules import Rates
+from core.seen import SeenStore
 from core.teachers import (
     BackboneTeacher,
     FeatureHead,
@@ -55,6 +58,7 @@ class TaughtStudent(SelfDistillation):
         self.cell = mask_cell(config)
         # In a list, so that they are no sub-modules: state dicts and checkpoints are the student's.
         self._frozen: list[Any] = [prototypes, teachers]
+        self.store = open_store(config) if config.distill.keep else None
 
     @property
     def prototypes(self) -> "PrototypeTeacher | None":
@@ -80,7 +84,7 @@ class TaughtStudent(SelfDistillation):
         """What the frozen teachers see of this process's images goes round; comes back: this process's part of the
         student's batch, and what they saw of that."""
         chunk = self.config.distill.chunk
-        pieces = [self.see(batch, slice(at, at + chunk)) for at in range(0, batch.num_images, chunk)]
+        pieces = [self.see_or_remember(batch, slice(at, at + chunk)) for at in range(0, batch.num_images, chunk)]
         seen = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
         batch, seen = go_round(batch, seen, self.config)
         found = {name: Seen(*(seen.get(f"{name}.{kind}") for kind in Seen._fields)) for name in self.teachers}
@@ -96,6 +100,14 @@ class TaughtStudent(SelfDistillation):
             patches = sinkhorn_knopp(self.prototypes.logits("ibot_head", places), rates.teacher_temp)
             cls = cls.unflatten(0, (2, -1))
         return batch, Targets(cls=cls, patches=patches, features=tuple(found.values()))
+
+    def see_or_remember(self, batch: Batch, images: slice) -> dict[str, Tensor]:
+        """What the teachers see of some images, looked up where they saw these views before."""
+        if self.store is None or batch.keys is None:
+            return self.see(batch, images)
+        keys, device = batch.keys[images].cpu(), batch.global_crops.device
+        seen = self.store.read(keys) or self.store.write(keys, self.see(batch, images))
+        return {name: x.to(device) for name, x in seen.items()}
 
     def see(self, batch: Batch, images: slice) -> dict[str, Tensor]:
         """By name what the teachers see of the global crops of some images, each (2 c, ...)."""
@@ -147,6 +159,22 @@ class TaughtStudent(SelfDistillation):
     def prepare_gram_teacher(self, step: int) -> bool:
         """There is none."""
         return False
+
+
+def open_store(config: Config) -> SeenStore:
+    """The folder that keeps what the teachers saw of the run's views. Raises ValueError for one of other teachers."""
+    distill, images = config.distill, sum(len(open_source(source)) for source in config.data.sources)
+    about = {
+        "seed": config.seed,
+        "teacher": distill.teacher,
+        "features": [asdict(teacher) for teacher in distill.features],
+        "views": distill.views,
+        "cell": mask_cell(config),
+        "crops": asdict(config.crops),
+        "sources": [asdict(source) for source in config.data.sources],
+        "normalisation": [config.data.image_mean, config.data.image_std],
+    }
+    return SeenStore(Path(distill.keep).expanduser(), images * distill.views, json.loads(json.dumps(about)))
 
 
 def learns_alone(config: Config) -> bool:

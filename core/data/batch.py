@@ -23,6 +23,7 @@ class Batch:
     gram_crops: Tensor | None
     masks: Tensor
     broken: tuple[str, ...] = ()  # images that could not be read and were replaced by others
+    keys: Tensor | None = None  # (B,) with distill.views: which view of which image each is; -1: of a replacement
 
     @property
     def num_images(self) -> int:
@@ -65,4 +66,5 @@ class Batch:
             local_crops=pick(self.local_crops),
             gram_crops=None if self.gram_crops is None else pick(self.gram_crops),
             masks=pick(self.masks),
+            keys=None if self.keys is None else self.keys[chosen],
         )

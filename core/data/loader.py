@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -39,6 +39,7 @@ class Originals:
     sizes: CropSizes
     masks: Tensor
     broken: tuple[str, ...]
+    keys: Tensor | None = None
 
     def pin_memory(self) -> "Originals":
         """The same in page-locked memory; torch's loader calls this."""
@@ -51,7 +52,7 @@ class Originals:
         flat = zip(pixels.split(lengths), self.sides, strict=True)
         pictures = [part.view(3, height, width) for part, (height, width) in flat]
         crops = _render(config, pictures, self.views, self.sizes, matrices=True)
-        return Batch(*crops, self.masks.to(device, non_blocking=True), self.broken)
+        return Batch(*crops, self.masks.to(device, non_blocking=True), self.broken, self.keys)
 
 
 def _render(
@@ -83,16 +84,19 @@ class Steps(Dataset):
     def __getitem__(self, step: int) -> Batch | Originals:
         config, crops = self.config, self.config.crops
         sizes = crops.sizes[choose([size.probability for size in crops.sizes], step, config.seed)]
-        pictures, broken = self.pictures(step)
-        positions = step * config.data.batch_size + np.arange(self.part.start, self.part.stop)
+        pictures, broken, replaced = self.pictures(step)
+        positions, keys = step * config.data.batch_size + np.arange(self.part.start, self.part.stop), None
+        if config.distill.views:
+            positions = self.views_at(step)  # the same numbers then make the same crops
+            keys = torch.from_numpy(np.where(replaced, -1, positions))
         heights, widths = (np.array([picture.shape[axis] for picture in pictures]) for axis in (1, 2))
         views = draw_views(crops, sizes, positions, heights, widths, seed=config.seed)
         masks = self.masks(step, sizes)
         if config.data.augment_on == "device":
             pixels = torch.cat([picture.flatten() for picture in pictures])
             sides = tuple(zip(heights.tolist(), widths.tolist(), strict=True))
-            return Originals(pixels, sides, views, sizes, masks, broken)
-        return Batch(*_render(config, pictures, views, sizes, matrices=False), masks, broken)
+            return Originals(pixels, sides, views, sizes, masks, broken, keys)
+        return Batch(*_render(config, pictures, views, sizes, matrices=False), masks, broken, keys)
 
     def masks(self, step: int, sizes: CropSizes) -> Tensor:
         """(2 B, P) for the global crops of this process.
@@ -117,16 +121,28 @@ class Steps(Dataset):
         pairs = np.concatenate([masks.reshape(2, images, -1) for masks in drawn], axis=1)
         return torch.from_numpy(pairs.reshape(2 * each, -1))
 
-    def pictures(self, step: int) -> tuple[list[Tensor], tuple[str, ...]]:
-        """The images of a step, and the names of those that were broken and replaced."""
+    def views_at(self, step: int) -> Int[np.ndarray, "B"]:
+        """Which of all views of all images stands where, with distill.views of them an image, one a pass."""
+        place = self.order.at(step)
+        sources, positions = place.sources[self.part], place.positions[self.part]
+        sizes = np.array(self.order.sizes)
+        first = np.concatenate([[0], np.cumsum(sizes)])[sources]
+        passes = positions // sizes[sources]
+        count = self.config.distill.views
+        return (first + self.order.images(place, self.part)) * count + passes % count
+
+    def pictures(self, step: int) -> tuple[list[Tensor], tuple[str, ...], list[bool]]:
+        """The images of a step, the names of those that were broken, and at which places others stand for them."""
         place, broken = self.order.at(step), []
         pictures: list[Tensor] = []
+        replaced: list[bool] = []
         indices = self.order.images(place, self.part)
         for number, (source, index) in enumerate(zip(place.sources[self.part], indices, strict=True)):
             for attempt in range(ATTEMPTS):
                 try:
                     picture = self.sources[source].read(int(index))
                     pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+                    replaced.append(attempt > 0)
                     break
                 except BrokenImage as error:
                     broken.append(str(error))
@@ -134,7 +150,7 @@ class Steps(Dataset):
                     index = self.order.images(place, slice(at, at + 1), attempt + 1)[0]
             else:
                 raise ValueError(f"{ATTEMPTS} images in a row could not be read, the last one {broken[-1]}")
-        return pictures, tuple(broken)
+        return pictures, tuple(broken), replaced
 
 
 def part_of(config: Config, rank: int, size: int) -> slice:
