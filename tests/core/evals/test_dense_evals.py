@@ -53,7 +53,10 @@ def test_a_head_learns_classes_that_are_linear_in_the_features():
     ]
     data = Labelled([x.half() for x in features], masks)
     head = train_head(data, 3, steps=300, lr=1e-2, weight_decay=1e-3)
-    assert float(mean_iou(predict(head, data), masks, 3).mean()) > 0.9
+    centres = (slice(2, None, 4),) * 2  # borders between classes are blurred by the enlargement
+    found = predict(head, data)
+    right = [(f[centres] == m[centres]).float().mean() for f, m in zip(found, masks, strict=True)]
+    assert float(torch.stack(right).mean()) > 0.97
 
 
 def test_masks_go_to_the_grid_and_back():
