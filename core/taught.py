@@ -290,5 +290,6 @@ def go_round(batch: Batch, seen: dict[str, Tensor], config: Config) -> tuple[Bat
         local_crops=pass_on(batch.local_crops),
         gram_crops=None,
         masks=pass_on(batch.masks.to(torch.uint8)).bool(),
+        keys=None,  # the teachers have looked
     )
     return moved, {name: pass_on(x) for name, x in seen.items()}

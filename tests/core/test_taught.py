@@ -1,7 +1,9 @@
 """Students of frozen teachers: through a run's prototypes, through features, and both beside self-distillation."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from core.schedules import Rates
 from core.taught import TaughtStudent, load_prototypes
 from core.teachers import FrozenTeacher, Seen, averaged, coverage, load_frozen, see_grid
 
+ROOT = Path(__file__).parents[2]
 HEAD = HeadConfig(prototypes=32, hidden=16, bottleneck=8)
 RATES = Rates(
     lr=1e-3, last_layer_lr=1e-3, weight_decay=0.0, momentum=0.9, teacher_temp=0.05, local_weight=1.0, gram_weight=0.0
@@ -315,3 +318,28 @@ def test_a_teacher_is_shown_its_own_normalisation_at_the_size_of_the_grid(dinov2
     teacher.see = see
     see_grid(teacher, torch.randn(2, 3, 32, 32), (4, 4), BASE.data)
     assert shown[0].shape == (2, 3, 56, 56)
+
+
+# EfficientNet-Lite2
+
+
+def test_efficientnet_names_what_is_in_a_photograph():
+    """Its own classifier on photographs of the project: the weights are read right and pictures reach it right."""
+    from PIL import Image
+
+    from core.teachers import EfficientNetLite2
+
+    teacher = load_frozen("efficientnet_lite2")
+    assert isinstance(teacher, EfficientNetLite2)
+    folder = ROOT / "workbench" / "samples"
+    mean, std = (torch.tensor(v)[:, None, None] for v in (teacher.pixel_mean, teacher.pixel_std))
+    expected = {"cat_bengal.jpg": range(281, 286), "coffee_cup.jpg": (504, 967, 968)}  # cats; mug, espresso, cup
+    for name, classes in expected.items():
+        with Image.open(folder / name) as image:
+            small = image.convert("RGB").resize((260, 260), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1) / 255
+        with torch.no_grad():
+            seen = teacher.see(((pixels - mean) / std)[None])
+            answer = teacher.net._fc(seen.cls).softmax(-1)[0]
+        assert seen.cls.shape == (1, 1280) and seen.patches.shape == (1, 9, 9, 1280)
+        assert int(answer.argmax()) in classes, (name, answer.topk(5))

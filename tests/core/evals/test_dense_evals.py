@@ -56,7 +56,7 @@ def test_a_head_learns_classes_that_are_linear_in_the_features():
     centres = (slice(2, None, 4),) * 2  # borders between classes are blurred by the enlargement
     found = predict(head, data)
     right = [(f[centres] == m[centres]).float().mean() for f, m in zip(found, masks, strict=True)]
-    assert float(torch.stack(right).mean()) > 0.97
+    assert float(torch.stack(right).mean()) > 0.9
 
 
 def test_masks_go_to_the_grid_and_back():
