@@ -22,6 +22,7 @@ from core.config import (
     DataConfig,
     DinoConfig,
     DistillConfig,
+    GramConfig,
     HeadConfig,
     IbotConfig,
     KoleoConfig,
@@ -32,6 +33,7 @@ from core.config import (
     SourceConfig,
     TeacherConfig,
 )
+from core.data.loader import part_of
 from core.distill import build
 from core.models.weights import save_backbone
 from core.run_folder import read_metrics
@@ -178,6 +180,24 @@ def test_who_cannot_learn_together_is_told_why(place):
             check_together({"first": first, "second": other})
     with pytest.raises(ValueError, match="no name of a folder"):
         check_together({"../x": first})
+
+
+def test_frozen_teachers_exclude_gram_anchoring(place):
+    with pytest.raises(ValueError, match="do not go together"):
+        student_config(place, gram=GramConfig(use=True, follow_ema=True))
+
+
+@pytest.mark.parametrize(("batch", "chunk", "size"), [(12, 2, 3), (20, 4, 3), (1920, 4, 296), (8, 4, 3)])
+def test_parts_that_do_not_divide_evenly_overlap_at_the_end_and_leave_nothing_out(place, batch, chunk, size):
+    config = student_config(place)
+    config = replace(config, data=replace(config.data, batch_size=batch), distill=replace(config.distill, chunk=chunk))
+    parts = [part_of(config, rank, size) for rank in range(size)]
+    assert {image for part in parts for image in range(part.start, part.stop)} == set(range(batch))
+    assert len({part.stop - part.start for part in parts}) == 1
+    assert all(part.start % chunk == part.stop % chunk == 0 for part in parts)
+    for image in range(batch):  # as go_round finds its owner
+        part = parts[image // (parts[0].stop - parts[0].start)]
+        assert part.start <= image < part.stop
 
 
 def test_another_number_of_processes_is_refused(together):
