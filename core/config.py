@@ -300,9 +300,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is at least 1, got {self.steps}")
-        if self.gram.use and self.distill.teacher:
+        if self.gram.use and self.distill.use:
             raise ValueError(
-                "the paper distils without Gram anchoring: leave gram.use off where distill.teacher is set"
+                "frozen teachers and Gram anchoring do not go together, in the paper neither: gram.use off"
             )
         needs_crops = self.gram.use and not self.gram.follow_ema
         without = [size for size in self.crops.sizes if (size.gram_size is None) == needs_crops]
