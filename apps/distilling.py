@@ -146,12 +146,13 @@ def changed(configs: "Mapping[str, Config]", words: Sequence[str]) -> "dict[str,
             raise ValueError(f"--change {word}: no student called {student!r}; known: {', '.join(tables)}")
         for table in [tables[student]] if colon else tables.values():
             *parents, last = path.split(".")
+            place: Any = table
             for part in parents:
-                table = table.get(part) if isinstance(table, dict) else None
-            if not isinstance(table, dict) or last not in table:
+                place = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or last not in place:
                 raise ValueError(f"--change {word}: there is no setting {path}; gramscope train RECIPE --help has them")
             try:
-                table[last] = json.loads(value)
+                place[last] = json.loads(value)
             except json.JSONDecodeError:
-                table[last] = value
+                place[last] = value
     return {name: from_json(json.dumps(table)) for name, table in tables.items()}

@@ -75,13 +75,15 @@ class SelfDistillation(nn.Module):
     def forward(self, batch: Batch, targets: Targets, rates: Rates) -> tuple[Tensor, dict[str, Tensor]]:
         """The student looks once at all crops, globals masked: the total loss and its terms, unweighted."""
         crops, masks = [batch.global_crops, batch.local_crops], [batch.masks, None]
-        return self.compare(*self.student["backbone"](crops, masks, is_training=True), batch, targets, rates)
+        wide, near = self.student["backbone"](crops, masks, is_training=True)
+        return self.compare(wide, near, batch, targets, rates)
 
     def compare(
         self, wide: dict[str, Tensor], near: dict[str, Tensor], batch: Batch, targets: Targets, rates: Rates
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of what the student made of global (wide) and local (near) crops."""
         c = self.config
+        assert targets.cls is not None and targets.patches is not None
         wide_cls, near_cls = wide["x_norm_clstoken"], near["x_norm_clstoken"]
         patches = wide["x_norm_patchtokens"]
 
@@ -204,7 +206,9 @@ def taught(
     """The same with frozen teachers, and with the heads that they ask for."""
     from core.taught import TaughtStudent, feature_heads, learns_alone, load_prototypes, load_teachers
 
-    dim = student["backbone"].embed_dim
+    backbone = student["backbone"]
+    assert isinstance(backbone, Backbone)
+    dim = backbone.embed_dim
     prototypes = load_prototypes(config.distill.teacher, config) if config.distill.teacher else None
     if prototypes is not None or learns_alone(config):
         student.update({name: build_head(head, dim, device) for name, head in heads.items()})

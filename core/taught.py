@@ -70,6 +70,13 @@ class TaughtStudent(SelfDistillation):
         """The teachers of features, by name."""
         return self._frozen[1]
 
+    @property
+    def heads_of_features(self) -> FeatureHeads:
+        """What compares the student's tokens with each teacher's."""
+        heads = self.student["features"]
+        assert isinstance(heads, FeatureHeads)
+        return heads
+
     def frozen_teachers(self) -> list[nn.Module]:
         """All of them."""
         return [*([] if self.prototypes is None else [self.prototypes]), *self.teachers.values()]
@@ -88,8 +95,8 @@ class TaughtStudent(SelfDistillation):
         seen = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
         batch, seen = go_round(batch, seen, self.config)
         found = {name: Seen(*(seen.get(f"{name}.{kind}") for kind in Seen._fields)) for name in self.teachers}
-        for name, what in found.items():
-            self.student["features"][name].settle_on(what)
+        if found:
+            self.heads_of_features.settle_on(found)
         cls = patches = None
         if self.alone:
             _, own = super().look(replace(batch, global_crops=self.as_seen(batch.global_crops)), rates)
@@ -113,7 +120,8 @@ class TaughtStudent(SelfDistillation):
         """By name what the teachers see of the global crops of some images, each (2 c, ...)."""
         crops = batch.global_crops.unflatten(0, (2, -1))[:, images].flatten(0, 1)
         grid = (crops.shape[-2] // self.cell, crops.shape[-1] // self.cell)
-        data, seen = self.config.data, {}
+        data = self.config.data
+        seen: dict[str, Tensor] = {}
         if self.prototypes is not None:
             seen |= self.prototypes.bottlenecks(see_grid(self.prototypes.features, crops, grid, data))
         for teacher, (name, module) in zip(self.config.distill.features, self.teachers.items(), strict=True):
@@ -127,14 +135,15 @@ class TaughtStudent(SelfDistillation):
         crops = [self.as_seen(crops) for crops in (batch.global_crops, batch.local_crops) if len(crops)]
         masks = [batch.masks if self.alone else None, None][: len(crops)]
         wide, *near = self.student["backbone"](crops, masks, is_training=True)
-        total, terms = wide["x_norm_clstoken"].new_zeros(()), {}
+        total: Tensor = wide["x_norm_clstoken"].new_zeros(())
+        terms: dict[str, Tensor] = {}
         if targets.cls is not None:
             total, terms = self.compare(wide, near[0], batch, targets, rates)
         rows, columns = (side // self.cell for side in batch.global_crops.shape[-2:])
         patches = wide["x_norm_patchtokens"].unflatten(1, (rows, columns))
         if self.teachers:
             seen = dict(zip(self.teachers, targets.features, strict=True))
-            losses = self.student["features"](wide["x_norm_clstoken"], patches, seen)
+            losses = self.heads_of_features(wide["x_norm_clstoken"], patches, seen)
             for teacher, (name, found) in zip(self.config.distill.features, losses.items(), strict=True):
                 for kind, loss in found.items():
                     terms[f"{name}_{kind}"] = loss

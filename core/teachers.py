@@ -132,6 +132,8 @@ class FeatureHead(nn.Module):
     to learn. After that both numbers stay.
     """
 
+    count: Tensor
+
     def __init__(self, dim: int, cls_dim: int, patch_dim: int, settle: int) -> None:
         super().__init__()
         self.settle = settle
@@ -166,15 +168,16 @@ class FeatureHead(nn.Module):
 
     def standardised(self, kind: str, tokens: Float[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
         """The teacher's tokens with mean 0 and deviation 1 in every channel."""
-        mean, square = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_square")
+        mean: Tensor = getattr(self, f"{kind}_mean")
+        square: Tensor = getattr(self, f"{kind}_square")
         return (tokens.float() - mean) / (square - mean.square()).clamp(min=1e-6).sqrt()
 
     def forward(self, cls: Float[Tensor, "n D"], patches: Float[Tensor, "n h w D"], seen: Seen) -> dict[str, Tensor]:
         """The distances `cls` and `patches`; of two maps the finer is averaged down to the coarser first."""
         losses = {}
-        if "cls" in self.project:
+        if "cls" in self.project and seen.cls is not None:
             losses["cls"] = features(self.project["cls"](cls), self.standardised("cls", seen.cls))
-        if "patches" in self.project:
+        if "patches" in self.project and seen.patches is not None:
             own, theirs = self.project["patches"](patches), self.standardised("patches", seen.patches)
             rows, columns = (min(a, b) for a, b in zip(own.shape[1:3], theirs.shape[1:3], strict=True))
             losses["patches"] = features(averaged(own, (rows, columns)), averaged(theirs, (rows, columns)))
@@ -183,6 +186,12 @@ class FeatureHead(nn.Module):
 
 class FeatureHeads(nn.ModuleDict):
     """A head for each teacher, by its name."""
+
+    def settle_on(self, seen: Mapping[str, Seen]) -> None:
+        """Shows each head what its teacher saw of a batch."""
+        for name, head in self.items():
+            assert isinstance(head, FeatureHead)
+            head.settle_on(seen[name])
 
     def forward(
         self, cls: Float[Tensor, "n D"], patches: Float[Tensor, "n h w D"], seen: Mapping[str, Seen]

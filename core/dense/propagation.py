@@ -74,7 +74,7 @@ def track(
     for frame in frames:
         features = F.normalize(frame.float(), dim=-1).flatten(0, 1)
         if anchor is None:
-            near = neighbours(*frame.shape[:2], radius, square=square)
+            near = neighbours(frame.shape[0], frame.shape[1], radius, square=square)
             anchor = features, first.flatten(0, 1)
             yield first
             continue

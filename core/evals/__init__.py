@@ -1,1 +1,15 @@
-"""Reported evaluations of frozen backbones, one file each."""
+"""Reported evaluations of frozen backbones, one file each. Those in EVALS take a backbone and a folder of pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from core.evals.keypoints import keypoints
+from core.evals.segmentation import segmentation
+from core.evals.tracking import tracking
+from core.models import Backbone
+
+EVALS: dict[str, Callable[[Backbone, Path], dict[str, float]]] = {
+    "keypoints": keypoints,
+    "segmentation": segmentation,
+    "tracking": tracking,
+}

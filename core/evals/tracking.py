@@ -64,7 +64,7 @@ def sequence_j(
     truth = [np.where(mask == 255, 0, mask) for mask in truth]
     objects = int(truth[0].max())
     features = list(features_of(backbone, frames, size=size, square=square))
-    first = one_hot(truth[0], tuple(features[0].shape[:2]), objects)
+    first = one_hot(truth[0], (features[0].shape[0], features[0].shape[1]), objects)
     height, width = truth[0].shape
     scores = []
     for number, labels in enumerate(track(features, first, **how)):
