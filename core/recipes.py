@@ -247,7 +247,7 @@ def nano_pretrain() -> Config:
     The 7B model's way of training, shrunk: constant rates after a warm-up, EMA 0.994, betas (0.9, 0.99). Sizes are this
     project's own, and so is what lets the DINO loss leave ln(4096) within some hundred steps. While logits are small,
     prototypes grow only if two views of an image resemble each other enough: about where their correlation times
-    student temperature over teacher temperature exceeds 1. A fresh net on 64 px has a correlation of 0.4 under the usual
+    student temperature over teacher temperature exceeds 1. A fresh net on 64 px has a correlation of 0.4 under usual
     colour distortions and of 0.7 under these; the teacher's temperature stays at 0.04; KoLeo at its usual 0.1 would
     drive views apart faster than so weak a signal holds them. Layer scale starts at 0.1, all layers learn alike. Blur
     as released: BYOL's intended probabilities would cost photographs of this size their detail.
