@@ -46,8 +46,9 @@ class Metrics:
     def __init__(self, folder: Path, config: Config, first_step: int, world_size: int) -> None:
         self.folder, self.config, self.first_step, self.world_size = folder, config, first_step, world_size
         self.active = False
-        self.began = self.seconds = self.waited = self.last = 0.0  # of the steps since the line before
-        self.steps = self.written = 0
+        self.began, self.written = 0.0, 0  # of all steps that this process has done
+        self.seconds = self.waited = self.last = 0.0  # of the steps since the line before
+        self.steps = 0
 
     def __enter__(self) -> "Metrics":
         self.active = distributed.is_main()

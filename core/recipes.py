@@ -247,12 +247,12 @@ def nano_pretrain() -> Config:
 
     Reads the photographs that come with the code; give your own with --data PATH.
     The 7B model's way of training, shrunk: constant rates after a warm-up, EMA 0.994, betas (0.9, 0.99). Sizes are this
-    project's own, and so is what lets the DINO loss fall within some hundred steps instead of resting at ln(4096).
-    Prototypes grow apart only where two views of an image still resemble each other: their correlation times student
-    temperature over teacher temperature must exceed 1. With colour distortions as strong as usual a small net on 64 px
-    has a correlation of 0.4 at first, with these 0.7; the teacher's temperature stays at 0.04; and KoLeo at its usual
-    0.1 would drive two views apart faster than such a weak signal holds them. Layer scale starts at 0.1, all layers
-    learn alike. Blur as released: BYOL's intended probabilities would cost photographs of this size their detail.
+    project's own, and so is what lets the DINO loss leave ln(4096) within some hundred steps. While logits are small,
+    prototypes grow only if two views of an image resemble each other enough: about where their correlation times
+    student temperature over teacher temperature exceeds 1. A fresh net on 64 px has a correlation of 0.4 under usual
+    colour distortions and of 0.7 under these; the teacher's temperature stays at 0.04; KoLeo at its usual 0.1 would
+    drive views apart faster than so weak a signal holds them. Layer scale starts at 0.1, all layers learn alike. Blur
+    as released: BYOL's intended probabilities would cost photographs of this size their detail.
     """
     head = HeadConfig(prototypes=4096, hidden=512, bottleneck=128)
     return Config(

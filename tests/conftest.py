@@ -6,6 +6,7 @@ nothing goes unchecked unnoticed.
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,8 @@ import pytest
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # servers and browsers share the cores: waiting must not spin
+if "PYTEST_XDIST_WORKER" in os.environ:  # two files at a time: threads of one would only displace those of the other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # .ci/run looks for the same
@@ -29,6 +32,13 @@ BROWSER_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m "not long" takes the long ones out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most long tests come first, so that two workers end at about the same time."""
+    long = Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: -long[item.path])
 
 
 def missing(what: str) -> NoReturn:
