@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from core.evals.incontext import incontext
 from core.evals.keypoints import keypoints
 from core.evals.segmentation import segmentation
 from core.evals.tracking import tracking
 from core.models import Backbone
 
 EVALS: dict[str, Callable[[Backbone, Path], dict[str, float]]] = {
+    "incontext": incontext,
     "keypoints": keypoints,
     "segmentation": segmentation,
     "tracking": tracking,
