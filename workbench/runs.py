@@ -62,7 +62,7 @@ class Run:
         return self.metrics[-1]["step"] + 1 if self.metrics else 0
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one number of the metrics, where it was written. Raises KeyError, naming what there is."""
+        """Steps and values of one number of the metrics. Raises KeyError, naming what there is."""
         found = [(line["step"], line[name]) for line in self.metrics if line.get(name) is not None]
         if not found:
             known = sorted({key for line in self.metrics for key in line} - {"step"})

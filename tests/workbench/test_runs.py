@@ -1,0 +1,155 @@
+"""Runs as they lie on disk, and series of their checkpoints."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import Config, DataConfig, RunConfig, SourceConfig, to_json
+from core.dense.degradation import PANEL, dense_structure, gram_distance, local_distant
+from core.models import build_backbone
+from core.probes import open_probes, write_probes
+from workbench.runs import Moment, Run, RunSeries, open_run
+
+STEPS = (0, 10, 20)
+
+
+def make_run(folder: Path, *, steps: tuple[int, ...] = STEPS, seed: int = 0, probes: int = 3) -> Path:
+    """A run that wrote metrics, evaluations and probes of untrained networks; they stand for checkpoints here."""
+    config = Config(name=folder.name, steps=100, data=DataConfig(sources=(SourceConfig(path="tiny"),), batch_size=2))
+    config = replace(config, run=RunConfig(probes=probes, probe_every=10))
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    lines = [{"step": step, "total": 9.0 - step / 10, "gram": None if step < 5 else 0.5} for step in range(0, 21, 5)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    images = open_probes(config)
+    for step in steps:
+        torch.manual_seed(seed + step)
+        write_probes(folder, step, build_backbone("vit_nano", patch_size=8, depth=1).eval(), images)
+        place = folder / "evals" / str(step)
+        place.mkdir(parents=True)
+        (place / "incontext.json").write_text(json.dumps({"miou": 0.5 - step / 100, "iou/0": None}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return open_run(make_run(tmp_path_factory.mktemp("runs") / "first"))
+
+
+@pytest.fixture(scope="module")
+def series(run) -> RunSeries:
+    return RunSeries.of([run])
+
+
+def test_numbers_of_a_run(run):
+    assert run.name == "first" and run.config.steps == 100 and run.step == 21
+    assert run.curve("total") == ([0, 5, 10, 15, 20], [9.0, 8.5, 8.0, 7.5, 7.0])
+    assert run.curve("gram")[0] == [5, 10, 15, 20]
+    with pytest.raises(KeyError, match=r"no 'koleo'; there are: gram, total"):
+        run.curve("koleo")
+    found = run.evaluation("incontext")
+    assert found["miou"] == {0: 0.5, 10: 0.4, 20: 0.3}
+    assert all(map(math.isnan, found["iou/0"].values()))
+    assert run.evaluation("knn") == {}
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        open_run(tmp_path)
+
+
+def test_packs_of_a_step_that_is_not_there(run):
+    assert run.probe_steps == [0, 10, 20]
+    with pytest.raises(ValueError, match="no probes of step 5; there are: 0, 10, 20"):
+        run.packs(5)
+
+
+def test_a_series_holds_every_checkpoint_in_order(run, series):
+    assert [moment.step for moment in series.moments] == [0, 10, 20]
+    assert len(series.images) == 3
+    pack = series.pack(series.moments[1], 2)
+    assert pack.labels["step"] == "10" and pack.picture["name"] == series.images[2]
+    assert series.pack(series.moments[1], 2) is pack
+    with pytest.raises(IndexError, match="no image 3 among 3"):
+        series.pack(series.moments[0], 3)
+
+
+def test_tables_are_what_the_panel_says_of_the_packs(series):
+    table = series.table("local_distant")
+    assert table.shape == (3, 3)
+    wanted = [[local_distant(series.map(moment, image)) for image in range(3)] for moment in series.moments]
+    assert table == pytest.approx(np.array(wanted), abs=2e-3)  # training measured before the eight bits
+    with pytest.raises(KeyError, match="no metric 'beauty'"):
+        series.table("beauty")
+
+
+def test_what_compares_does_so_with_the_chosen_moment(series):
+    first = series.table("gram_distance")
+    assert first[0].tolist() == [0, 0, 0] and (first[1:] > 0).all()
+    last = series.table("gram_distance", against=series.moments[2])
+    assert last[2].tolist() == [0, 0, 0]
+    wanted = gram_distance(series.map(series.moments[0], 1), series.map(series.moments[2], 1))
+    assert last[0, 1] == pytest.approx(wanted)
+
+
+def test_the_scorecard_has_a_line_a_metric_and_tau_with_the_runs_own_proxy(series):
+    assert series.proxy() == [0.5, 0.4, 0.3]
+    lines = series.scorecard()
+    assert [line.name for line in lines] == list(PANEL)
+    assert {line.name: line.tau for line in lines}["gram_distance"] in (-1.0, -1 / 3)
+    assert math.isnan(series.scorecard(proxy=[math.nan] * 3)[0].tau)
+
+
+def test_dense_structure_comes_from_training(run, series):
+    maps = [series.map(series.moments[0], image) for image in range(3)]
+    seeds = [dense_structure(maps, seed=seed).dse for seed in range(3)]
+    assert series.together("dse")[0] == pytest.approx(np.mean(seeds), abs=0.05)
+    assert math.isnan(series.together("nothing")[0])
+
+
+def test_a_run_that_goes_on_is_seen_after_a_refresh_and_half_written_probes_are_not(tmp_path):
+    run = open_run(make_run(tmp_path / "live", steps=(0,)))
+    assert run.step == 21 and run.probe_steps == [0]
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 25, "total": 6.0}) + "\n")
+    assert run.step == 21
+    run.refresh()
+    assert run.step == 26
+    write_probes(run.folder, 10, build_backbone("vit_nano", patch_size=8, depth=1).eval(), open_probes(run.config))
+    panel = run.folder / "probes" / "10" / "panel.json"
+    text = panel.read_text()
+    panel.unlink()
+    assert run.probe_steps == [0]
+    panel.write_text(text)
+    assert run.probe_steps == [0, 10]
+
+
+def test_runs_without_a_panel_are_measured_from_their_packs(tmp_path):
+    run = open_run(make_run(tmp_path / "old"))
+    wanted = RunSeries.of([run]).table("mean_cosine")
+    for step in STEPS:
+        (run.folder / "probes" / str(step) / "panel.json").unlink()
+    assert run.probe_steps == [0, 10, 20]
+    assert RunSeries.of([run]).table("mean_cosine") == pytest.approx(wanted, abs=2e-3)
+
+
+def test_stages_follow_each_other_and_runs_of_other_images_are_refused(run, tmp_path):
+    second = open_run(make_run(tmp_path / "second", steps=(0, 10), seed=5))
+    series = RunSeries.of([run, second])
+    assert [moment.title for moment in series.moments[2:4]] == ["first, step 20", "second, step 0"]
+    assert series.table("mean_cosine").shape == (5, 3)
+    other = open_run(make_run(tmp_path / "other", steps=(0,), probes=2))
+    with pytest.raises(ValueError, match="look at different images"):
+        RunSeries.of([run, other])
+    with pytest.raises(ValueError, match="no probes yet"):
+        RunSeries.of([open_run(make_run(tmp_path / "empty", steps=()))])
+
+
+def test_a_moment_says_where_it_is(run):
+    assert Moment(run, 10).title == "first, step 10"
+    assert "3 with probes" in repr(run)
