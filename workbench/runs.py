@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from core.config import Config
+from core.dense.color import align, fit_basis
 from core.dense.degradation import PANEL, DenseMap
-from core.dense.packs import Pack, PackError, open_pack
+from core.dense.extract import DenseFeatures
+from core.dense.geometry import carried
+from core.dense.packs import Pack, PackError, open_pack, with_basis
 from core.dense.scorecard import Decay, Line, scorecard
 from core.probes import READINGS, Readings, map_of, packs_at, probe_steps, read_maps, readings_at
 from core.run_folder import check_run, read_metrics
@@ -165,6 +170,30 @@ class RunSeries:
         """The same, ready to be measured."""
         return map_of(self.pack(moment, image).features())
 
+    def colored(self, *, reference: int = -1) -> list[list[Pack]]:
+        """All packs, [moment][image], with colours that can be followed: one basis over all images a moment, fitted on
+        the moment `reference`, and at the others turned to agree with it on the same patches (orthogonal Procrustes).
+
+        Between moments of another grid than the reference's the middles of patches are compared.
+        """
+        packs = [[self.pack(moment, image) for image in range(len(self.images))] for moment in self.moments]
+        maps = [[pack.features() for pack in row] for row in packs]
+        patches = [[x.patches for x in row] for row in maps]
+        valid = [[x.valid for x in row] for row in maps]
+        bases = [fit_basis(x, valid=mask) for x, mask in zip(patches, valid, strict=True)]
+        at = range(len(bases))[reference]
+        for moment, row in enumerate(maps):
+            if moment == at:
+                continue
+            theirs = [_on_grid(there, here) for there, here in zip(maps[at], row, strict=True)]
+            bases[moment] = align(
+                bases[moment],
+                torch.cat([x.patches[x.valid] for x in row]),
+                bases[at],
+                torch.cat([x[here.valid] for x, here in zip(theirs, row, strict=True)]),
+            ).basis
+        return [[with_basis(pack, basis) for pack in row] for row, basis in zip(packs, bases, strict=True)]
+
     def table(self, metric: str, *, against: Moment | None = None) -> Float[np.ndarray, "S N"]:
         """A metric of the panel at every moment for every image. One that compares does so with the moment `against`,
         or with the first one. Raises KeyError for a metric that is not in the panel."""
@@ -202,6 +231,13 @@ class RunSeries:
         decay: dict[str, Decay] = {name: metric.decay for name, metric in PANEL.items()}
         proxy = self.proxy() if proxy is None else list(proxy)
         return scorecard(tables, decay, None if all(map(math.isnan, proxy)) else proxy)
+
+
+def _on_grid(there: DenseFeatures, here: DenseFeatures) -> Float[Tensor, "H W D"]:
+    """Patches of one map at the places of another one's: the patch that the middle of each lies in."""
+    if there.geometry == here.geometry:
+        return there.patches
+    return torch.from_numpy(carried(there.patches.numpy(), there.geometry, here.geometry))
 
 
 @lru_cache(maxsize=KEPT)

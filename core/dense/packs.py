@@ -35,7 +35,7 @@ from core.dense.packfile import CHUNK_ROWS, FORMAT, PackError, assemble, check_b
 from core.dense.reference import NullCurves, null_curves
 from core.models.files import replace
 
-__all__ = ["SUFFIX", "Pack", "PackError", "Picture", "open_pack", "pack_features", "save_pack"]
+__all__ = ["SUFFIX", "Pack", "PackError", "Picture", "open_pack", "pack_features", "save_pack", "with_basis"]
 
 SUFFIX = ".dfp"
 PREVIEW, LARGE_PREVIEW = 1024, 2048  # px of the long side; the large one for pictures that are larger still
@@ -375,6 +375,23 @@ def pack_features(
         "labels": labels,
     }
     return open_pack(assemble(header, blocks))
+
+
+def with_basis(pack: Pack, basis: ColorBasis) -> Pack:
+    """The same pack, in memory, with other colours. Raises ValueError for a basis of other channels than the pack's."""
+    if len(basis.mean) != pack.dim:
+        raise ValueError(f"the basis has {len(basis.mean)} channels and {_called(pack.path)} {pack.dim}; fit it on it")
+    rotated = pack.header["rotation"] is not None
+    mean, axes = (rotate(x.double()).float() if rotated else x for x in (basis.mean, basis.axes))
+    blocks = {name: pack.block(name) for name in pack.header["blocks"]} | {
+        "basis_mean": mean.numpy(),
+        "basis_components": axes.numpy(),
+        "basis_low": basis.low.cpu().numpy(),
+        "basis_high": basis.high.cpu().numpy(),
+    }
+    told = {"source": basis.source, "explained": basis.explained.tolist()}
+    kept = {name: value for name, value in pack.header.items() if name not in ("id", "bytes", "blocks")}
+    return open_pack(assemble(kept | {"basis": told}, blocks))
 
 
 def _check_parts(

@@ -65,6 +65,34 @@ const STYLE = `
   .gs-bar input[type=range] { width: 90px; accent-color: #2563eb; }
   details[open] { flex-basis: 100%; }
   .gs-note { font-size: 12px; margin-top: 6px; overflow-wrap: anywhere; }
+  &.gs-time figcaption select { display: none; }
+  &.gs-time { container-type: inline-size; }
+  &.gs-time > .gs-bar { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
+  .gs-time-body { display: grid; gap: 0 20px; grid-template: "head" auto "map" auto "curves" auto / minmax(0, 1fr); }
+  .gs-time-body > :first-child { grid-area: head; }
+  .gs-time-body > :nth-child(2) { grid-area: map; }
+  .gs-time-body > :last-child { grid-area: curves; align-content: start; }
+  @container (min-width: 880px) {
+    .gs-time-body:not(.gs-wide) { grid-template: "map head" auto "map curves" 1fr / minmax(0, 1fr) minmax(0, 1fr); }
+  }
+  .gs-gap { flex: 1; }
+  .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 5.5em; gap: 0 12px; align-items: center; }
+  .gs-ribbon > div { position: relative; min-width: 0; }
+  .gs-ribbon input[type=range] { width: 100%; margin: 0; accent-color: #2563eb; }
+  .gs-ticks { position: relative; height: 1.5em; font-size: 11px; color: var(--gs-soft); }
+  .gs-ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
+  .gs-place { font-weight: 600; text-align: right; }
+  .gs-value { text-align: right; font-size: 12px; }
+  .gs-group { grid-column: 1 / -1; color: var(--gs-soft); font-size: 11px; margin-top: 6px; border-top: 1px solid var(--gs-line); padding-top: 4px; }
+  .gs-ribbon label { font-size: 12px; white-space: normal; line-height: 1.2; }
+  .gs-ribbon small { color: var(--gs-soft); }
+  .gs-curve { height: 34px; padding: 0 8px; cursor: col-resize; touch-action: none; }
+  .gs-curve svg { display: block; width: 100%; height: 100%; overflow: visible; }
+  .gs-curve polyline { fill: none; stroke: light-dark(#2563eb, #60a5fa); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+  .gs-curve polyline.gs-bad { stroke: light-dark(#c2410c, #fb923c); stroke-width: 2.5; }
+  .gs-curve polygon { fill: light-dark(#2563eb, #60a5fa); opacity: .14; }
+  .gs-curve i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px solid ${COLORS.query}; }
+  .gs-curve i.gs-other { border-left: 1px dashed var(--gs-soft); }
   .gs-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   @media (prefers-reduced-motion: no-preference) { button { transition: background-color .12s; } }
 }

@@ -1,0 +1,172 @@
+"""The checkpoint slider as a notebook widget: a photograph through the checkpoints of a run, and the curves beneath."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import traitlets
+from PIL import Image
+
+from core.dense.degradation import PANEL
+from core.dense.geometry import patch_centre, pixel_to_patch
+from core.dense.packs import Pack
+from core.dense.scorecard import Alarm, Line
+from workbench.draw import COLORMAPS
+from workbench.runs import Run, RunSeries, open_run
+from workbench.views import check_camera, check_limits, check_queries, draw_pane
+from workbench.widgets.host import PackWidget
+
+STILLS = 4  # checkpoints in the picture that stays without a kernel
+
+
+class TimeSlider(PackWidget):
+    """Checkpoints of a run, one photograph at a time, with the query and the colours held fixed.
+
+        view = TimeSlider("runs/nano")                # a run, several stages, or a RunSeries
+        view.point = (12, 30)                         # row and column in the grid of the first checkpoint
+        view.time = 3; view.against = 0; view.compare = "difference"
+        view.save("decay.html")                       # opens from disk, with no server
+
+    `curves` are the panel of dense quality with its intervals over the probe images, and what was evaluated with
+    labels; their alarms say since when dense quality is worse than it was.
+    """
+
+    _entry = "time.js"
+    moments = traitlets.List(traitlets.Dict()).tag(sync=True)  # {run, step}
+    images = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    curves = traitlets.List(traitlets.Dict()).tag(sync=True)  # see ribbon.js
+    time = traitlets.Int(0).tag(sync=True)
+    image = traitlets.Int(0).tag(sync=True)
+    show = traitlets.Enum(["similarity", "pca", "photo"], "similarity").tag(sync=True)
+    against = traitlets.Int(None, allow_none=True).tag(sync=True)
+    compare = traitlets.Enum(["beside", "swipe", "difference", "rank"], "beside").tag(sync=True)
+    metric = traitlets.Unicode("").tag(sync=True)
+    queries = traitlets.List(traitlets.Dict()).tag(sync=True)
+    threshold = traitlets.Float(None, allow_none=True).tag(sync=True)
+    opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
+    colormap = traitlets.Enum(list(COLORMAPS), "viridis").tag(sync=True)
+    limits = traitlets.List(traitlets.Float(), [0.0, 1.0], minlen=2, maxlen=2).tag(sync=True)
+    smooth = traitlets.Bool(False).tag(sync=True)
+    camera = traitlets.Dict(default_value={"x": 0.5, "y": 0.5, "zoom": 1}).tag(sync=True)
+
+    def __init__(
+        self, *source: RunSeries | Run | str | Path, point: tuple[int, int] | None = None, **state: Any
+    ) -> None:
+        self.series = series_of(source)
+        self.table = self.series.colored()
+        super().__init__(
+            packs=[pack for row in self.table for pack in row],
+            moments=[{"run": moment.run.name, "step": moment.step} for moment in self.series.moments],
+            images=self.series.images,
+            curves=curves_of(self.series),
+            **{"time": len(self.series) - 1} | state,
+        )
+        if point is not None:
+            self.point = point
+
+    @property
+    def point(self) -> tuple[int, int] | None:
+        """Row and column of the first query, on the grid of the first checkpoint of the image on show."""
+        pack = self.table[0][self.image]
+        mine = [query for query in self.queries if query["image"] == pack.picture["digest"]]
+        return pixel_to_patch(pack.geometry, mine[0]["x"], mine[0]["y"]) if mine else None
+
+    @point.setter
+    def point(self, cell: tuple[int, int] | None) -> None:
+        pack = self.table[0][self.image]
+        x, y = patch_centre(pack.geometry, *cell) if cell else (0, 0)
+        self.queries = [{"image": pack.picture["digest"], "x": x, "y": y, "sign": 1}] if cell else []
+
+    @property
+    def pack(self) -> Pack:
+        """What the slider shows."""
+        return self.table[self.time][self.image]
+
+    def still(self) -> Image.Image:
+        """A few checkpoints side by side."""
+        chosen = np.unique(np.linspace(0, len(self.table) - 1, min(STILLS, len(self.table))).round().astype(int))
+        packs = [self.table[time][self.image] for time in chosen.tolist()]
+        style = {name: getattr(self, name) for name in ("colormap", "opacity", "smooth", "threshold")}
+        style["limits"] = tuple(self.limits)
+        drawn = [draw_pane([pack], {"pack": 0, "show": self.show}, self.queries, **style) for pack in packs]
+        height = min(picture.shape[0] for picture in drawn)
+        parts = [
+            Image.fromarray(picture).resize((round(picture.shape[1] * height / picture.shape[0]), height))
+            for picture in drawn
+        ]
+        whole = Image.new("RGB", (sum(part.width for part in parts) + 8 * (len(parts) - 1), height), "white")
+        for part, left in zip(parts, np.cumsum([0] + [part.width + 8 for part in parts]), strict=False):
+            whole.paste(part, (int(left), 0))
+        return whole
+
+    @traitlets.validate("time", "image", "against")
+    def _there(self, proposal: Any) -> int | None:
+        name, value = proposal.trait.name, proposal.value
+        count = len(self.images) if name == "image" else len(self.moments)
+        if value is not None and count and not 0 <= value < count:
+            raise traitlets.TraitError(f"{name} is a number from 0 to {count - 1}, not {value}")
+        return value
+
+    @traitlets.validate("queries", "camera", "limits")
+    def _checked(self, proposal: Any) -> Any:
+        check = {"queries": check_queries, "camera": check_camera, "limits": check_limits}[proposal.trait.name]
+        try:
+            check(self.packs, proposal.value)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from error
+        return proposal.value
+
+
+def series_of(source: Sequence[RunSeries | Run | str | Path]) -> RunSeries:
+    """The series that runs, or folders of runs, make one after the other."""
+    if len(source) == 1 and isinstance(source[0], RunSeries):
+        return source[0]
+    if any(isinstance(item, RunSeries) for item in source):
+        raise ValueError("give one series, or runs to make one of")
+    return RunSeries.of([item if isinstance(item, Run) else open_run(item) for item in source])
+
+
+def curves_of(series: RunSeries) -> list[dict[str, Any]]:
+    """The curves of the ribbon: the labelled proxy, the panel with DSE, and what is global; empty ones are left out."""
+    curves = [
+        {"name": "miou", "title": "In-context mIoU", "decay": "falls", "group": LABELLED, "values": series.proxy()},
+        *(_curve(line, series) for line in series.scorecard()),
+        {"name": "dse", "title": "DSE", "decay": "falls", "group": UNLABELLED, "values": series.together("dse")},
+        {"name": "knn", "title": "k-NN accuracy", "group": GLOBAL, "values": series.proxy("knn", "top1_k10")},
+    ]
+    curves = [curve | {"values": _numbers(curve["values"])} for curve in curves]
+    return [curve for curve in curves if any(value is not None for value in curve["values"])]
+
+
+LABELLED, UNLABELLED = "Dense quality, with labels", "Dense quality, without labels"
+GLOBAL = "Global, not dense"
+
+
+def _curve(line: Line, series: RunSeries) -> dict[str, Any]:
+    metric = PANEL[line.name]
+    curve: dict[str, Any] = {
+        "name": line.name,
+        "title": metric.title + (f" to step {series.moments[0].step}" if metric.reference else ""),
+        "decay": metric.decay,
+        "group": UNLABELLED,
+        "values": [each.mean for each in line.intervals],
+        "low": _numbers([each.low for each in line.intervals]),
+        "high": _numbers([each.high for each in line.intervals]),
+    }
+    if line.alarm is not None and not metric.reference:  # those that compare leave what they are compared with
+        curve["alarm"] = {"since": line.alarm.since, "best": line.alarm.best, "words": alarm_words(line.alarm, series)}
+    return curve
+
+
+def alarm_words(alarm: Alarm, series: RunSeries) -> str:
+    """What an alarm says, in a sentence."""
+    best, since = series.moments[alarm.best], series.moments[alarm.since]
+    worst = ", ".join(series.images[index] for index in alarm.worst)
+    return f"Worse than at {best.title} since {since.title}; most on {worst}"
+
+
+def _numbers(values: Sequence[float | None]) -> list[float | None]:
+    """Plain numbers; JSON has no NaN."""
+    return [None if value is None or math.isnan(value) else float(value) for value in values]
