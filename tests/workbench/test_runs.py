@@ -2,14 +2,10 @@
 
 import json
 import math
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from core.config import Config, DataConfig, RunConfig, SourceConfig, to_json
 from core.dense.degradation import PANEL, dense_structure, gram_distance, local_distant
 from core.models import build_backbone
 from core.probes import open_probes, write_probes
@@ -18,26 +14,8 @@ from workbench.runs import Moment, Run, RunSeries, open_run
 STEPS = (0, 10, 20)
 
 
-def make_run(folder: Path, *, steps: tuple[int, ...] = STEPS, seed: int = 0, probes: int = 3) -> Path:
-    """A run that wrote metrics, evaluations and probes of untrained networks; they stand for checkpoints here."""
-    config = Config(name=folder.name, steps=100, data=DataConfig(sources=(SourceConfig(path="tiny"),), batch_size=2))
-    config = replace(config, run=RunConfig(probes=probes, probe_every=10))
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    lines = [{"step": step, "total": 9.0 - step / 10, "gram": None if step < 5 else 0.5} for step in range(0, 21, 5)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    images = open_probes(config)
-    for step in steps:
-        torch.manual_seed(seed + step)
-        write_probes(folder, step, build_backbone("vit_nano", patch_size=8, depth=1).eval(), images)
-        place = folder / "evals" / str(step)
-        place.mkdir(parents=True)
-        (place / "incontext.json").write_text(json.dumps({"miou": 0.5 - step / 100, "iou/0": None}))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
+def run(make_run, tmp_path_factory) -> Run:
     return open_run(make_run(tmp_path_factory.mktemp("runs") / "first"))
 
 
@@ -112,7 +90,7 @@ def test_dense_structure_comes_from_training(run, series):
     assert math.isnan(series.together("nothing")[0])
 
 
-def test_a_run_that_goes_on_is_seen_after_a_refresh_and_half_written_probes_are_not(tmp_path):
+def test_a_run_that_goes_on_is_seen_after_a_refresh_and_half_written_probes_are_not(make_run, tmp_path):
     run = open_run(make_run(tmp_path / "live", steps=(0,)))
     assert run.step == 21 and run.probe_steps == [0]
     with (run.folder / "metrics.jsonl").open("a") as file:
@@ -129,7 +107,7 @@ def test_a_run_that_goes_on_is_seen_after_a_refresh_and_half_written_probes_are_
     assert run.probe_steps == [0, 10]
 
 
-def test_runs_without_a_panel_are_measured_from_their_packs(tmp_path):
+def test_runs_without_a_panel_are_measured_from_their_packs(make_run, tmp_path):
     run = open_run(make_run(tmp_path / "old"))
     wanted = RunSeries.of([run]).table("mean_cosine")
     for step in STEPS:
@@ -138,7 +116,7 @@ def test_runs_without_a_panel_are_measured_from_their_packs(tmp_path):
     assert RunSeries.of([run]).table("mean_cosine") == pytest.approx(wanted, abs=2e-3)
 
 
-def test_stages_follow_each_other_and_runs_of_other_images_are_refused(run, tmp_path):
+def test_stages_follow_each_other_and_runs_of_other_images_are_refused(make_run, run, tmp_path):
     second = open_run(make_run(tmp_path / "second", steps=(0, 10), seed=5))
     series = RunSeries.of([run, second])
     assert [moment.title for moment in series.moments[2:4]] == ["first, step 20", "second, step 0"]
