@@ -238,6 +238,8 @@ class InitConfig:
 
     student: str = ""  # a run folder ("RUN" or "RUN@STEP") with heads, or weights of a backbone alone
     heads: bool = True  # take the heads as well where the source has them
+    narrow: str = ""  # a wider ViT: the student is cut out of it and fitted to it (core/models/narrow.py)
+    narrow_images: int = 800  # crops of the first steps that it is fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +302,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is at least 1, got {self.steps}")
+        if self.init.student and self.init.narrow:
+            raise ValueError("a student starts from init.student or is cut out of init.narrow, not both")
         if self.gram.use and self.distill.use:
             raise ValueError(
                 "frozen teachers and Gram anchoring do not go together, in the paper neither: gram.use off"

@@ -23,6 +23,7 @@ from core.config import (
     GramConfig,
     HeadConfig,
     IbotConfig,
+    InitConfig,
     KoleoConfig,
     ModelConfig,
     OptimConfig,
@@ -394,6 +395,7 @@ def embedded() -> Config:
             ),
             views=4,
         ),
+        init=InitConfig(narrow="dinov2_vits14_saliency"),
     )
 
 
@@ -411,7 +413,7 @@ def embedded_highres() -> Config:
         stage1,
         name="embedded_highres",
         steps=1000,
-        init=replace(stage1.init, student="runs/embedded"),
+        init=InitConfig(student="runs/embedded"),
         crops=replace(stage1.crops, sizes=sizes, global_scale=(0.5, 1.0)),
         data=replace(stage1.data, batch_size=8),
         optim=replace(stage1.optim, lr=Schedule(start=0.0, peak=3e-4, end=1e-5, warmup=50, cosine=None)),

@@ -260,7 +260,7 @@ def _model_before(folder: Path, config: Config, step: int, world: World) -> tupl
     from core.distill import build
     from core.optimizer import build_optimizer
     from core.parallel import parallelize
-    from core.train import load_gram_teacher, start_from
+    from core.start import load_gram_teacher, start_from
 
     torch.manual_seed(config.seed)
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)

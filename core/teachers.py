@@ -101,7 +101,14 @@ def load_frozen(name: str) -> FrozenTeacher:
 def see_grid(
     teacher: FrozenTeacher, crops: Float[Tensor, "n 3 h w"], grid: tuple[int, int] | None, config: DataConfig
 ) -> Seen:
-    """What a teacher sees of crops in the run's normalisation: as many of its cells as `grid`, or all the crop.
+    """What a teacher sees of crops in the run's normalisation: as many of its cells as `grid`, or all the crop."""
+    return teacher.see(shown(teacher, crops, grid, config))
+
+
+def shown(
+    teacher: FrozenTeacher, crops: Float[Tensor, "n 3 h w"], grid: tuple[int, int] | None, config: DataConfig
+) -> Float[Tensor, "n 3 hh ww"]:
+    """Crops in the run's normalisation as a teacher is shown them: as many of its cells as `grid`, or all the crop.
 
     A cell of 14 px and a patch of 16 px then show the same part of the picture. Resizing is bilinear and antialiased.
     """
@@ -114,7 +121,7 @@ def see_grid(
             (crops.new_tensor(values)[:, None, None] for values in pair) for pair in (theirs, ours)
         )
         crops = (crops * own_std + own_mean - mean) / std
-    return teacher.see(crops)
+    return crops
 
 
 def resized(crops: Float[Tensor, "n 3 h w"], side: tuple[int, int]) -> Float[Tensor, "n 3 hh ww"]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from core import distributed
-from core.checkpoint import Checkpoints, export_teacher, load_teacher
+from core.checkpoint import Checkpoints, export_teacher
 from core.config import Config, load_config
 from core.data.batch import Batch
 from core.data.loader import Loader
@@ -33,6 +33,7 @@ from core.parallel import clip_gradients, parallelize
 from core.probes import Probe, open_probes, write_probes
 from core.replay import save_batch
 from core.schedules import Rates, rates_at
+from core.start import load_gram_teacher, start_from
 from core.students import enter
 
 LOG = logging.getLogger("core")
@@ -216,27 +217,6 @@ def prepare(folder: Path, config: Config, world: World) -> Run:
         checkpoints.load(finished, model, optimizer)
     metrics = Metrics(folder, config, finished or 0, world.size)
     return Run(folder, config, model, optimizer, checkpoints, metrics, finished or 0)
-
-
-def start_from(model: SelfDistillation, config: Config) -> None:
-    """Puts in the weights that the configuration names; the EMA teacher starts as a copy of the student."""
-    if not config.init.student:
-        return
-    backbone, heads = load_teacher(config.init.student)
-    weights = {"backbone": backbone.state_dict(), **(heads if config.init.heads else {})}
-    for name, state in weights.items():
-        if name in model.student:  # a student may have no use for a head
-            model.student[name].load_state_dict(state)
-    model.teacher.load_state_dict(model.student.state_dict())
-    for network in (model.student, model.teacher):
-        network["backbone"].source = backbone.source  # the licence goes along into every export
-
-
-def load_gram_teacher(model: SelfDistillation, config: Config) -> None:
-    """Puts in the Gram teacher that the configuration names."""
-    if model.gram_teacher is not None and config.gram.teacher:
-        backbone, _ = load_teacher(config.gram.teacher)
-        model.gram_teacher.load_state_dict(backbone.state_dict())
 
 
 class Heard(logging.Handler):

@@ -41,6 +41,7 @@ RULES: dict[str, tuple[Level, Callable[[Case], Found]]] = {
     # What the student starts from
     "init-not-found": ("red", init.not_found),
     "init-architecture": ("red", init.architecture),
+    "init-narrow": ("red", init.narrow),
     "init-heads": ("red", init.heads),
     "init-no-heads": ("amber", init.no_heads),
     "init-warms-up-again": ("amber", init.warms_up_again),

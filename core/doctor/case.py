@@ -163,6 +163,11 @@ class Case:
         return find_weights(self.config.init.student) if self.config.init.student else None
 
     @cached_property
+    def narrow(self) -> Weights | None:
+        """What `init.narrow` refers to."""
+        return find_weights(self.config.init.narrow) if self.config.init.narrow else None
+
+    @cached_property
     def gram_teacher(self) -> Weights | None:
         """What `gram.teacher` refers to."""
         return find_weights(self.config.gram.teacher) if self.config.gram.teacher else None
@@ -200,6 +205,7 @@ HEADS = ("dino_head.", "ibot_head.", "features.")
 
 def find_weights(spec: str) -> Weights:
     """What "RUN", "RUN@STEP", a file or a published name refers to; `core.checkpoint.load_teacher` would load it."""
+    from core.models import build_backbone
     from core.models.published import PUBLISHED
 
     path, step = Path(spec).expanduser(), None
@@ -213,8 +219,11 @@ def find_weights(spec: str) -> Weights:
             return Weights(path, read_shapes(path))
     except (OSError, ValueError) as error:
         return Weights(None, None, str(error))
-    if path.exists() or spec in PUBLISHED:
-        return Weights(path if path.exists() else None, None)
+    if path.exists():
+        return Weights(path, None)
+    if spec in PUBLISHED:
+        state = build_backbone(PUBLISHED[spec].backbone, device="meta").state_dict()
+        return Weights(None, {key: tuple(x.shape) for key, x in state.items()})
     return Weights(None, None, f"there is no file or folder {path}")
 
 

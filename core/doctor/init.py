@@ -23,6 +23,25 @@ def architecture(case: Case) -> Found:
     )
 
 
+def narrow(case: Case) -> Found:
+    """A student can be cut out of a wider ViT of the same depth whose heads have the same width; what else differs
+    (patches, positions, registers) does not matter."""
+    weights, config = case.narrow, case.config
+    if weights is None or case.backbone is None:
+        return None
+    if weights.error:
+        wrong = f"cannot be loaded: {weights.error}"
+    elif weights.shapes is not None and "cls_token" in weights.shapes:
+        depth = len({key.split(".")[1] for key in weights.shapes if key.startswith("blocks.")})
+        width, own = weights.shapes["cls_token"][-1], (case.backbone.embed_dim, getattr(case.backbone, "depth", 0))
+        if width >= own[0] and depth == own[1]:
+            return None
+        wrong = f"has width {width} and {depth} blocks, the student {own[0]} and {own[1]}"
+    else:
+        return None
+    return f"init.narrow {config.init.narrow!r} {wrong}", "name a wider ViT of the student's depth, or --init.narrow ''"
+
+
 def heads(case: Case) -> Found:
     """Heads of another width or with another number of prototypes cannot be continued. Prototypes are what the student
     has learned to answer with, so starting them anew costs many steps."""

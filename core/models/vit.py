@@ -196,19 +196,20 @@ class VisionTransformer(nn.Module):
     def run_blocks(self, images: list[Tensor], masks: Sequence[Tensor | None] | None = None) -> Iterator[list[Tensor]]:
         """Yield the residual stream, a list of (B, 1+R+P, D), once a block: the caller may stop early."""
         masks = [None] * len(images) if masks is None else masks
-        embedded = [self._embed(image, mask) for image, mask in zip(images, masks, strict=True)]
+        embedded = [self.embed(image, mask) for image, mask in zip(images, masks, strict=True)]
         crops = [tokens for tokens, _ in embedded]
         grids = [grid for _, grid in embedded]
-        factors = self._rotations(grids)
+        factors = self.rotations(grids)
         for index, block in enumerate(self.blocks):
             if index and self.training and self.position == "rope" and self.rope_embed.augments:
-                factors = self._rotations(grids)  # drawn anew in every block and for every crop group
+                factors = self.rotations(grids)  # drawn anew in every block and for every crop group
             crops = block(crops, factors)
             yield crops
 
-    def _embed(
-        self, images: Float[Tensor, "B C h w"], masks: Bool[Tensor, "B P"] | None
+    def embed(
+        self, images: Float[Tensor, "B C h w"], masks: Bool[Tensor, "B P"] | None = None
     ) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
+        """The tokens that enter the first block, and the grid of the patches among them."""
         grid = self.patch_embed(images)  # (B, H, W, D)
         rows, cols = grid.shape[1:3]
         patches = grid.flatten(1, 2)
@@ -224,7 +225,8 @@ class VisionTransformer(nn.Module):
         registers = [self.storage_tokens.to(patches.dtype).expand(len(images), -1, -1)] if self.num_registers else []
         return torch.cat([cls, *registers, patches], dim=1), (rows, cols)
 
-    def _rotations(self, grids: list[tuple[int, int]]) -> list[Rotation | None]:
+    def rotations(self, grids: list[tuple[int, int]]) -> list[Rotation | None]:
+        """What turns queries and keys, for each grid; None where positions are learned."""
         if self.position == "learned":
             return [None] * len(grids)
         tables = [self.rope_embed(*grid) for grid in grids]

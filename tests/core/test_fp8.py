@@ -81,7 +81,7 @@ def test_a_block_in_eight_bits_is_near_and_keeps_its_names_and_key_mask():
         for parameter in block.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     names = list(block.state_dict())
-    x, factors = [torch.randn(2, 5 + 16, 128)], backbone._rotations([(4, 4)])
+    x, factors = [torch.randn(2, 5 + 16, 128)], backbone.rotations([(4, 4)])
     before = block(x, factors)[0].detach()
     use_fp8(block, "block 0")
     assert list(block.state_dict()) == names

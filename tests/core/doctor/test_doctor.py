@@ -197,6 +197,8 @@ BROKEN = [
     ("gram-images-small", "stage2", {"crops": {"sizes": (CropSizes(global_size=96, local_size=32, gram_size=192),)}}),
     ("gram-batch-level", "stage2", {"gram": {"level": "batch"}}),
     ("init-not-found", "nano", {"init": {"student": "dinov3_of_nobody"}}),
+    ("init-narrow", "nano", {"init": {"narrow": "dinov3_of_nobody"}}),
+    ("init-narrow", "nano", {"init": {"narrow": "dinov2_vits14_saliency"}}),  # 12 blocks for 6
     ("init-missing-at-high-resolution", "nano", {"crops": {"sizes": (CropSizes(probability=0.5),) * 2}}),
     ("teacher-not-found", "nano", {"distill": {"teacher": "runs/nowhere"}}),
     ("teacher-not-found", "of_features", {"distill": {"features": (TeacherConfig(name="runs/nowhere"),)}}),

@@ -212,7 +212,7 @@ def test_a_block_is_attention_and_feed_forward_by_their_definitions(random_vit):
     model = random_vit(embed_dim=16, depth=1, num_heads=2, num_registers=2)
     images = torch.randn(2, 3, 32, 48)
     block = model.blocks[0]
-    tokens = model._embed(images, None)[0]
+    tokens = model.embed(images)[0]
     sin, cos = model.rope_embed(2, 3)
     expected = torch.stack([slow_block(block, image, sin, cos, prefix=3) for image in tokens])
     close(next(model.run_blocks([images]))[0], expected)
