@@ -11,7 +11,8 @@ from torch import Tensor
 
 from core.dense.reference import NullCurves, histogram
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe-Ito: told apart with any colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito: told apart by everybody
+BLUE, ORANGE, GREEN = COLORS[:3]
 
 
 def cosine_histogram(
@@ -66,12 +67,8 @@ def knn_curve(runs: Sequence[str | Path], *, measure: str = "top1_k10") -> go.Fi
     Reads evals/<step>/knn.json in each run's folder. Raises FileNotFoundError for a run that was never evaluated.
     """
     figure = go.Figure()
-    for run, color in zip(map(Path, runs), (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00"), strict=False):
-        found = sorted((int(path.parent.name), path) for path in run.glob("evals/*/knn.json"))
-        if not found:
-            raise FileNotFoundError(f"{run} holds no evals/<step>/knn.json; set run.evaluate_every")
-        steps = [step for step, _ in found]
-        numbers = [json.loads(path.read_text(encoding="utf-8")) for _, path in found]
+    for run, color in zip(map(Path, runs), COLORS, strict=False):
+        steps, numbers = _evaluated(run)
         for name in sorted(key for key in numbers[0] if key.endswith(measure)):
             part = name.rpartition("/")[0]
             figure.add_scatter(
@@ -90,6 +87,62 @@ def knn_curve(runs: Sequence[str | Path], *, measure: str = "top1_k10") -> go.Fi
             line={"color": "gray", "width": 1, "dash": "dot"},
         )
     return _styled(figure, "step", "k-NN accuracy", y_range=(0.0, 1.0))
+
+
+def knn_stages(stages: Sequence[str | Path], *, measure: str = "top1_k10") -> go.Figure:
+    """The same of runs that continue each other, one after the other: a colour a data set, a line where a stage begins.
+
+    Between two stages there may be a jump: each is evaluated on crops of its own size. Raises FileNotFoundError for a
+    run that was never evaluated.
+    """
+    figure, before, highest = go.Figure(), 0, 0.0
+    for number, run in enumerate(map(Path, stages)):
+        steps, numbers = _evaluated(run)
+        at = [before + step for step in steps]
+        parts = sorted(key for key in numbers[0] if key.endswith(measure))
+        for name, color in zip(parts, COLORS, strict=False):
+            part, values = name.rpartition("/")[0], [entry[name] for entry in numbers]
+            highest = max(highest, *values)
+            figure.add_scatter(
+                x=at,
+                y=values,
+                mode="lines+markers",
+                name=part or "mean",
+                legendgroup=part,
+                showlegend=number == 0,
+                line={"color": color, "width": 2 if part else 4},
+            )
+        chance = numbers[0]["majority"]
+        figure.add_scatter(
+            x=[at[0], at[-1]],
+            y=[chance, chance],
+            mode="lines",
+            name="commonest class",
+            showlegend=number == 0,
+            line={"color": "gray", "width": 1, "dash": "dot"},
+        )
+        # Turned, since a stage may be short; the first name stands level at the foot.
+        figure.add_annotation(
+            x=at[0],
+            y=0,
+            text=run.name,
+            textangle=-90 if number else 0,
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+        )
+        if number:
+            figure.add_vline(x=at[0], line={"color": "gray", "width": 1})
+        before = at[-1]
+    return _styled(figure, "step, over all stages", "k-NN accuracy", y_range=(0.0, highest * 1.05))
+
+
+def _evaluated(run: Path) -> tuple[list[int], list[dict[str, float]]]:
+    """Steps at which a run was evaluated, and what came out."""
+    found = sorted((int(path.parent.name), path) for path in run.glob("evals/*/knn.json"))
+    if not found:
+        raise FileNotFoundError(f"{run} holds no evals/<step>/knn.json; set run.evaluate_every")
+    return [step for step, _ in found], [json.loads(path.read_text(encoding="utf-8")) for _, path in found]
 
 
 def _dash(part: str, names: dict[str, float]) -> str:

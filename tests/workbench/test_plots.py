@@ -9,7 +9,7 @@ import torch
 
 from core.dense.reference import NullCurves, null_curves, standing
 from core.dense.similarity import cosine_map
-from workbench.plots import cosine_by_distance, cosine_histogram, knn_curve
+from workbench.plots import cosine_by_distance, cosine_histogram, knn_curve, knn_stages
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,22 @@ def test_accuracy_over_steps_is_what_the_run_wrote_in_the_order_of_steps(tmp_pat
 def test_a_run_that_was_never_evaluated_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.evaluate_every"):
         knn_curve([tmp_path])
+
+
+def test_stages_follow_each_other_a_colour_a_data_set(tmp_path):
+    for run, last in (("first", 1000), ("second", 200)):
+        for step in (0, last):
+            path = tmp_path / run / "evals" / str(step) / "knn.json"
+            path.parent.mkdir(parents=True)
+            numbers = {"top1_k10": 0.1 + step / 2000, "flowers/top1_k10": 0.2, "majority": 0.15, "top1_k20": 0.9}
+            path.write_text(json.dumps(numbers))
+    figure = knn_stages([tmp_path / "first", tmp_path / "second"])
+    traces = {(trace.name, trace.x[0]): trace for trace in figure.data}
+    assert list(traces["mean", 0].y) == [0.1, 0.6] and list(traces["mean", 0].x) == [0, 1000]
+    assert list(traces["mean", 1000].x) == [1000, 1200]
+    assert traces["mean", 0].line.color == traces["mean", 1000].line.color != traces["flowers", 0].line.color
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["flowers", "mean", "commonest class"]
+    assert [note.text for note in figure.layout.annotations] == ["first", "second"]
+    assert figure.layout.yaxis.range[1] == pytest.approx(0.63)
+    with pytest.raises(FileNotFoundError, match=r"run\.evaluate_every"):
+        knn_stages([tmp_path])
