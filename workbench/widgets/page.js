@@ -68,6 +68,8 @@ const STYLE = `
   &.gs-time figcaption select { display: none; }
   &.gs-time { container-type: inline-size; }
   &.gs-time > .gs-bar { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
+  &.gs-gram > .gs-bar { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
+  .gs-changes li { cursor: default; }
   .gs-time-body { display: grid; gap: 0 20px; grid-template: "head" auto "map" auto "curves" auto / minmax(0, 1fr); }
   .gs-time-body > :first-child { grid-area: head; }
   .gs-time-body > :nth-child(2) { grid-area: map; }
