@@ -352,12 +352,13 @@ def embedded() -> Config:
 
     This project's own recipe, not the paper's: neither teacher has prototypes, so features are distilled. The saliency-
     tuned DINOv2 knows where things are, EfficientNet what they are (its vectors, and its coarse map at a third of the
-    weight). Every image has four views that come again, looked at by the teachers once (distill.keep names the folder,
-    about 70 kB a view). Give photographs with --data; teachers need pip install 'gramscope[teachers]'.
+    weight). The student starts cut out of the DINOv2 (init.narrow), which leaves training to mend what that lost. Every
+    image has four views that come again, looked at by the teachers once (distill.keep names the folder, about 90 kB a
+    view). Give photographs with --data; teachers need pip install 'gramscope[teachers]'.
     """
     return Config(
         name="embedded",
-        steps=12_000,
+        steps=6000,
         model=ModelConfig(
             arch="vit_tiny", patch_size=16, drop_path=0.0, layer_scale=0.1, num_registers=4, rope_rescale=2.0
         ),
@@ -375,7 +376,7 @@ def embedded() -> Config:
         ),
         data=DataConfig(sources=(SourceConfig(path="tiny"),), batch_size=48, workers=1),
         optim=OptimConfig(
-            lr=Schedule(start=0.0, peak=1.5e-3, end=1e-5, warmup=300, cosine=None),
+            lr=Schedule(start=0.0, peak=1e-3, end=1e-5, warmup=200, cosine=None),
             scaling="none",
             weight_decay=constant(0.05),
             momentum=constant(0.998),
@@ -393,6 +394,7 @@ def embedded() -> Config:
                 TeacherConfig(name="dinov2_vits14_saliency", cls=0.0, patches=1.0),
                 TeacherConfig(name="efficientnet_lite2", cls=1.0, patches=0.3, sees="crop"),
             ),
+            chunk=16,
             views=4,
         ),
         init=InitConfig(narrow="dinov2_vits14_saliency"),
@@ -418,7 +420,7 @@ def embedded_highres() -> Config:
         data=replace(stage1.data, batch_size=8),
         optim=replace(stage1.optim, lr=Schedule(start=0.0, peak=3e-4, end=1e-5, warmup=50, cosine=None)),
         run=replace(stage1.run, evaluate_every=500, export_every=500),
-        distill=replace(stage1.distill, views=0),
+        distill=replace(stage1.distill, views=0, chunk=4),
     )
 
 

@@ -282,7 +282,8 @@ def test_gramscope_commands_of_the_readme_exist():
             continue
         assert arguments[0] in {*COMMANDS, "--version", "--help"}, f"README.md says: {line}"
         program = Path(sys.executable).with_name("gramscope")
-        recipe = [word for word in arguments[1:2] if arguments[0] == "train" and not word.startswith("--")]
+        takes_a_name = arguments[0] in ("train", "distill")
+        recipe = [word for word in arguments[1:2] if takes_a_name and not word.startswith("--")]
         out = subprocess.run([program, arguments[0], *recipe, "--help"], capture_output=True, text=True, timeout=60)
         options = set(re.findall(r"--[\w.-]+", out.stdout)) | {"--version"}
         assert out.returncode == 0 or arguments[0] == "--version"

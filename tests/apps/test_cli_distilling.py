@@ -89,24 +89,14 @@ def gramscope(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.long
 def test_a_set_is_planned_trained_and_goes_on(teacher, tmp_path):
     out = tmp_path / "set"
-    planned = gramscope("distill", "nano_pair", "--teacher", teacher, "--plan", "--on", 2)
+    words = ["steps=2", "data.batch_size=8", "data.workers=0", "crops.num_local=2"]
+    words += ["run.log_every=1", "run.evaluate_every=0"]
+    base = ("distill", "nano_pair", "--teacher", teacher)
+    planned = gramscope(*base, "--plan", "--on", 2, "--change", *words)
     assert re.search(r"nano +1 +[\d.]+ +[\d.]+ +\d+%", planned.stdout), planned.stderr
     assert "expected:" in planned.stdout
 
-    words = ("steps=2", "data.batch_size=8", "run.log_every=1", "data.workers=0", "crops.num_local=2")
-    done = gramscope(
-        "distill",
-        "nano_pair",
-        "--teacher",
-        teacher,
-        "--out",
-        out,
-        "--processes",
-        "nano=1",
-        "tiny=1",
-        "--change",
-        *words,
-    )
+    done = gramscope(*base, "--out", out, "--processes", "nano=1", "tiny=1", "--change", *words)
     assert done.returncode == 0, done.stderr
     for name in ("nano", "tiny"):
         assert f"{name}: step 0 of 2" in done.stderr and f"done. {name}: " in done.stderr
