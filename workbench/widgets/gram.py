@@ -1,5 +1,6 @@
 """The Gram lens as a notebook widget: all cosines between the patches of a photograph, or how they changed."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,5 +103,5 @@ def _block_gram(pack: Pack, shown: Pack, side: int) -> Float[Tensor, "S S"]:
     rows = unit[torch.from_numpy(np.array(shown.valid, dtype=bool))]
     blocks = min(side, len(rows))
     edges = torch.arange(blocks + 1) * len(rows) // blocks
-    means = torch.stack([rows[a:b].mean(0) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    means = torch.stack([rows[a:b].mean(0) for a, b in itertools.pairwise(edges)])
     return means @ means.T
