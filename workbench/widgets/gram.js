@@ -10,6 +10,7 @@
  */
 
 import { carriedIndex, displayedToPixel, gridBox, patchToPolygon, pixelToDisplayed, pixelToPatch } from "./geometry.js";
+import { measures, simulate } from "./dial.js";
 import { Layer } from "./heat.js";
 import { blockMeans, changes, clusterOrder, grams, hilbertOrder } from "./grams.js";
 import { COLORMAPS, gradient, lookup } from "./colors.js";
@@ -26,6 +27,7 @@ const DEFAULTS = {
   selection: [], // [[row, col]]: brushed patches
   colormap: "viridis",
   limits: [0, 1],
+  simulate: { cls: 0, noise: 0, place: 0 }, // see dial.js
 };
 const BLOCKS = 384; // along a side of the picture of the matrix
 const ORDERS = { raster: "Row by row", hilbert: "Hilbert curve", cluster: "Clusters" };
@@ -44,6 +46,19 @@ const BAR = `
   <label>Colours <select>${options(COLORMAPS.map((name) => [name, name]))}</select></label>
   <button type="button" title="All of the matrix (0)">1:1</button>
   <button type="button" title="Choose no patches (Esc)">Clear</button>`;
+const DIAL = `
+  <b>Simulation</b>
+  <label title="Draws every patch to the CLS token, as decay does">Towards CLS <input type="range" min="0" max="1" step="0.01"></label>
+  <label title="Gives every patch a direction of its own">Noise <input type="range" min="0" max="2" step="0.02"></label>
+  <label title="Adds what depends on the place alone">Place <input type="range" min="0" max="2" step="0.02"></label>
+  <button type="button" title="The map as it is">As it is</button>
+  <div><table><tbody></tbody></table></div>`;
+const MEASURES = {
+  cls_patch_cosine: "CLS-patch cosine ↑",
+  local_distant: "Local minus distant (LDS) ↓",
+  spatial_contrast: "Spatial contrast (RMSC) ↓",
+  mean_cosine: "Mean cosine ↑",
+};
 const PANE = `
   <figcaption><span></span></figcaption>
   <div class="gs-stage"><canvas tabindex="0" role="application"></canvas></div>`;
@@ -113,8 +128,18 @@ class GramView {
     }
   }
 
-  get shown() {
+  /** The map as it is. */
+  get base() {
     return this.packs[this.get("pack")] ?? null;
+  }
+
+  /** The map on show: as it is, or as the dial makes it. */
+  get shown() {
+    const { base } = this;
+    if (!base?.complete) return base;
+    const turned = simulate(base, this.get("simulate"));
+    if (this.turned && this.turned !== turned && this.turned.simulated) this.engine.release(this.turned);
+    return (this.turned = turned);
   }
 
   get other() {
@@ -124,9 +149,12 @@ class GramView {
 
   // ---------------------------------------------------------------- the order of patches, and places in it
 
-  /** The valid patches of the shown map in the order of rows and columns, as indices; made once for each order. */
+  /**
+   * The valid patches of the map in the order of rows and columns, as indices; made once for each order, and of the map
+   * as it is, so that patches keep their places while the dial is turned.
+   */
   get order() {
-    const pack = this.shown, kind = this.get("order"), key = [pack.id, kind, kind === "cluster" && this.get("clusters")].join();
+    const pack = this.base, kind = this.get("order"), key = [pack.id, kind, kind === "cluster" && this.get("clusters")].join();
     if (this.ordered?.key !== key) {
       const make = { raster: (cells) => ({ cells }), hilbert: hilbertOrder, cluster: clusterOrder }[kind];
       const valid = [...pack.lengths.keys()].filter((index) => pack.valid[index] && pack.lengths[index]);
@@ -216,9 +244,19 @@ class GramView {
     this.list = make("ol", { className: "gs-changes", "aria-label": "Patches whose rows changed most" });
     const panes = make("div", { className: "gs-panes" }, [this.photo, this.square]);
     panes.style.setProperty("--gs-columns", 2);
+    this.dial = make("div", { className: "gs-bar gs-dial", innerHTML: DIAL });
+    const names = Object.keys(DEFAULTS.simulate), levels = [...this.dial.querySelectorAll("input")];
+    this.levels = Object.fromEntries(levels.map((level, at) => [names[at], level]));
+    for (const [name, level] of Object.entries(this.levels)) {
+      const turn = (tell) => this.set("simulate", { ...this.get("simulate"), [name]: Number(level.value) }, tell);
+      level.oninput = () => turn(false);
+      level.onchange = () => turn(true);
+    }
+    this.dial.querySelector("button").onclick = () => this.set("simulate", DEFAULTS.simulate);
+    this.table = this.dial.querySelector("tbody");
     const help = make("details", { innerHTML: `<summary>Keys</summary><p>${KEYS}</p>` });
     const named = { className: "gs-view gs-gram", role: "group", "aria-label": "Gram lens" };
-    this.root = make("div", named, [this.bar, panes, this.words, this.scale, this.list, help]);
+    this.root = make("div", named, [this.bar, panes, this.words, this.scale, this.list, this.dial, help]);
     this.root.dataset.lmSuppressShortcuts = "true";
     el.append(this.root);
     this.resizes = new ResizeObserver(() => this.redraw());
@@ -244,6 +282,7 @@ class GramView {
     update(this.count.parentElement, { hidden: this.get("order") !== "cluster" });
     update(this.colors, { value: this.get("colormap") });
     update(this.colors.parentElement, { hidden: differs });
+    for (const [name, level] of Object.entries(this.levels)) update(level, { value: `${this.get("simulate")[name]}` });
   }
 
   listen() {
@@ -383,7 +422,8 @@ class GramView {
   draw() {
     const { geometry } = this.shown, names = this.get("titles");
     this.photo.style.setProperty("--gs-aspect", geometry.width / geometry.height);
-    const title = names[this.get("pack")] ?? this.shown.header.model.name;
+    const real = names[this.get("pack")] ?? this.shown.header.model.name;
+    const title = this.shown.simulated ? `simulation of ${real}` : real;
     const minus = this.other ? ` − ${names[this.get("against")] ?? this.other.header.model.name}` : "";
     update(this.photo.querySelector("span"), { textContent: this.shown.header.picture.name });
     const [from, to] = this.range, count = this.order.cells.length;
@@ -483,6 +523,18 @@ class GramView {
     }
   }
 
+  /** The table of what the dial does to the metrics; made when the map changed. */
+  measure() {
+    const { base, shown } = this;
+    if (this.measured === shown) return;
+    this.measured = shown;
+    const [before, after] = shown === base ? [measures(base), null] : [measures(base), measures(shown)];
+    this.table.replaceChildren(...Object.entries(MEASURES).map(([name, title]) => {
+      const cells = [title, told(before[name]), ...(after ? ["→", told(after[name])] : [])];
+      return make("tr", {}, cells.map((textContent) => make("td", { textContent })));
+    }));
+  }
+
   /** Read-out, legend and list of changes. */
   tell() {
     const { cols } = this.shown, { cells } = this.order, { colormap, limits } = this.colours;
@@ -496,6 +548,7 @@ class GramView {
     if (this.graded !== colormap) this.scale.firstChild.style.background = gradient((this.graded = colormap));
     const numbers = [limits[0].toFixed(2), what, limits[1].toFixed(2)];
     this.scale.querySelectorAll("span").forEach((span, at) => update(span, { textContent: numbers[at] }));
+    this.measure();
     const changed = this.changed;
     if (this.listed === changed) return;
     this.listed = changed;
@@ -507,6 +560,8 @@ class GramView {
   }
 }
 
+/** A number for the table; a dash where there is none. */
+const told = (value) => (value === null ? "–" : value.toFixed(3));
 const between = (value, ends) => value >= Math.min(...ends) && value <= Math.max(...ends);
 
 /** Values as a picture, a pixel each. */

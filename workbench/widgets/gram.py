@@ -44,6 +44,7 @@ class GramLens(PackWidget):
     selection = traitlets.List(traitlets.List(traitlets.Int())).tag(sync=True)
     colormap = traitlets.Enum(list(COLORMAPS), "viridis").tag(sync=True)
     limits = traitlets.List(traitlets.Float(), [0.0, 1.0], minlen=2, maxlen=2).tag(sync=True)
+    simulate = traitlets.Dict(default_value={"cls": 0, "noise": 0, "place": 0}).tag(sync=True)  # see dial.js
 
     def __init__(self, *sources: Source, titles: Sequence[str] = (), **state: Any) -> None:
         if not sources:
@@ -86,6 +87,13 @@ class GramLens(PackWidget):
             if len(cell) != 2 or not (0 <= cell[0] < pack.rows and 0 <= cell[1] < pack.cols):
                 raise traitlets.TraitError(f"no patch {cell}: the map has {pack.rows} rows and {pack.cols} columns")
         return proposal.value
+
+    @traitlets.validate("simulate")
+    def _dialled(self, proposal: Any) -> dict[str, float]:
+        value, most = proposal.value, {"cls": 1, "noise": 2, "place": 2}
+        if value.keys() != most.keys() or not all(0 <= value[name] <= most[name] for name in most):
+            raise traitlets.TraitError(f"simulate is {{'cls': 0 to 1, 'noise': 0 to 2, 'place': 0 to 2}}, not {value}")
+        return value
 
     @traitlets.validate("window", "limits")
     def _span(self, proposal: Any) -> list[float]:

@@ -70,6 +70,10 @@ const STYLE = `
   &.gs-time > .gs-bar { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
   &.gs-gram > .gs-bar { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
   .gs-changes li { cursor: default; }
+  .gs-dial > div { flex-basis: 100%; }
+  .gs-dial table { font-size: 12px; border-collapse: collapse; }
+  .gs-dial td { padding: 1px 14px 1px 0; }
+  .gs-dial td:not(:first-child) { text-align: right; }
   .gs-time-body { display: grid; gap: 0 20px; grid-template: "head" auto "map" auto "curves" auto / minmax(0, 1fr); }
   .gs-time-body > :first-child { grid-area: head; }
   .gs-time-body > :nth-child(2) { grid-area: map; }

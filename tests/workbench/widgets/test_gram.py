@@ -12,6 +12,7 @@ import torch
 import traitlets
 
 from core.dense.cards import ModelCard
+from core.dense.degradation import DenseMap, cls_patch_cosine, local_distant, mean_cosine, spatial_contrast
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import plan
 from core.dense.packs import Pack, pack_features
@@ -49,6 +50,8 @@ def late() -> Pack:
     return make_pack(12, 10, seed=1)
 
 
+WIDGETS = Path(__file__).parents[3] / "workbench" / "widgets"
+
 # --- Python
 
 
@@ -79,6 +82,8 @@ def test_what_cannot_be_shown_is_refused(early, late):
         ("window", [0.5, 1.5], "low and a higher"),
         ("limits", [1.0, 0.0], "low and a higher"),
         ("order", "spiral", "order"),
+        ("simulate", {"cls": 2, "noise": 0, "place": 0}, "0 to 1"),
+        ("simulate", {"cls": 0}, "simulate is"),
     ]:
         with pytest.raises(traitlets.TraitError, match=words):
             setattr(lens, name, value)
@@ -279,3 +284,135 @@ def test_a_map_of_65536_patches_is_shown_without_its_matrix(show):
     page.locator("canvas").nth(1).focus()
     page.keyboard.press("ArrowDown")
     assert page.locator(".gs-read").text_content().startswith("row 0, col")
+
+
+# --- the collapse dial
+
+
+def turn(page: Any, cls: float = 0, noise: float = 0, place: float = 0) -> None:
+    page.evaluate("levels => gramscope.set('simulate', levels)", {"cls": cls, "noise": noise, "place": place})
+
+
+def measured(page: Any) -> dict[str, float]:
+    return page.evaluate("async () => (await import(dialAt)).measures(gramscope.shown)")
+
+
+@pytest.fixture
+def dial(show) -> Callable[..., Any]:
+    """A page whose dial module can be asked as well."""
+
+    def go(pack: Pack) -> Any:
+        page = show(GramLens(pack))
+        source = (WIDGETS / "dial.js").read_text()
+        page.evaluate(
+            "text => { window.dialAt = URL.createObjectURL(new Blob([text], {type: 'text/javascript'})); }", source
+        )
+        return page
+
+    return go
+
+
+def features(page: Any) -> np.ndarray:
+    """The unit patches on show."""
+    rows, cols, dim = page.evaluate("() => [gramscope.shown.rows, gramscope.shown.cols, gramscope.shown.dim]")
+    codes = page.evaluate("() => [...gramscope.shown.codes]")
+    unit = np.array(codes, dtype=np.float64).reshape(rows * cols, dim)
+    return unit / np.linalg.norm(unit, axis=1, keepdims=True)
+
+
+def token_of(page: Any) -> np.ndarray:
+    token = np.array(page.evaluate("() => [...gramscope.base.blocks.cls]"))
+    return token / np.linalg.norm(token)
+
+
+def test_at_zero_it_is_the_map_to_the_last_bit(early, dial):
+    page = dial(early)
+    before = matrix_of(page)
+    turn(page, cls=0.4)
+    assert page.evaluate("() => gramscope.shown.simulated")
+    turn(page)
+    assert page.evaluate("() => gramscope.shown === gramscope.base")
+    assert (matrix_of(page) == before).all()
+
+
+def test_towards_cls_is_the_formula_and_the_cosine_rises_all_the_way(early, dial):
+    page = dial(early)
+    base, token = features(page), token_of(page)
+    last = -1.0
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        turn(page, cls=share)
+        wanted = (1 - share) * base + share * token
+        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+        found = features(page)
+        assert (found * wanted).sum(1).min() > 1 - 2e-4  # eight bits
+        cosine = measured(page)["cls_patch_cosine"]
+        assert cosine > last
+        last = cosine
+    assert last == pytest.approx(1, abs=1e-3)
+
+
+def test_the_page_measures_what_python_measures(dial):
+    pack = make_pack(18, 14)
+    page = dial(pack)
+    for levels in ({}, {"cls": 0.3}, {"noise": 0.7}, {"place": 1.0}, {"cls": 0.2, "noise": 0.4, "place": 0.3}):
+        turn(page, **levels)
+        unit = torch.from_numpy(features(page)).float().view(18, 14, 24)
+        map = DenseMap(
+            unit, torch.from_numpy(token_of(page)).float(), torch.from_numpy(np.array(pack.valid, dtype=bool))
+        )
+        found = measured(page)
+        for metric in (cls_patch_cosine, local_distant, spatial_contrast, mean_cosine):
+            assert found[metric.__name__] == pytest.approx(metric(map), abs=2e-5), (metric.__name__, levels)
+
+
+def test_noise_and_place_do_what_they_are_for(dial):
+    page = dial(make_pack(16, 16))
+    healthy = measured(page)
+    turn(page, noise=1.5)
+    assert measured(page)["local_distant"] < healthy["local_distant"] - 0.1
+    turn(page, place=1.5)
+    noisy = matrix_of(page)
+    page.evaluate("() => gramscope.set('pack', 0)")
+    assert (matrix_of(page) == noisy).all()  # the same every time
+    other = dial(make_pack(16, 16, seed=7))
+    turn(other, place=2.0)
+    alike = np.corrcoef(matrix_of(other).ravel(), noisy.ravel())[0, 1]
+    assert alike > 0.5  # two pictures that share nothing now look alike
+
+
+def test_patches_keep_their_places_while_the_dial_turns(early, dial):
+    page = dial(early)
+    page.evaluate("() => gramscope.set('order', 'cluster')")
+    before = order_of(page)
+    turn(page, cls=0.9, noise=0.5)
+    assert (order_of(page) == before).all()
+
+
+def test_a_simulation_says_that_it_is_one(early, dial):
+    page = dial(early)
+    page.get_by_label("Towards CLS").fill("0.5")
+    page.wait_for_timeout(100)
+    assert "simulation of" in page.locator("figure").nth(1).text_content()
+    assert page.locator(".gs-dial tr").first.locator("td").count() == 4  # before and after
+    page.get_by_role("button", name="As it is").click()
+    page.wait_for_timeout(100)
+    assert "simulation" not in page.locator("figure").nth(1).text_content()
+
+
+def test_its_random_numbers_are_those_of_posix(dial, early):
+    """drand48 after srand48(1) begins with 0.0416303447718782."""
+    page = dial(early)
+    source = (WIDGETS / "dial.js").read_text().replace("function random", "export function random")
+    first = page.evaluate(
+        "async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).random(1)()",
+        source,
+    )
+    assert first == pytest.approx(0.0416303447718782, abs=1e-9)
+
+
+@pytest.mark.long
+def test_a_turn_of_the_dial_at_48_x_48_x_384_is_drawn(dial):
+    """How long it takes is measured by `make bench`; here that it works at that size."""
+    page = dial(make_pack(48, 48, dim=384))
+    turn(page, cls=0.5)
+    assert matrix_of(page).shape == (384, 384)
