@@ -78,7 +78,11 @@ def _train(
     check_together(configs)
     batch = next(iter(configs.values())).data.batch_size
     given = counts(processes, configs) if processes else None
-    costs = None
+    if doctor:
+        for student, config in configs.items():
+            print(f"{student}:", file=sys.stderr)
+            if any(finding.level == "red" for finding in findings(config, (given or usual)[student], out)):
+                raise SystemExit("not started; correct that, or start all the same with --no-doctor")
     if plan or (on is not None and given is None and len(configs) > 1):
         from core.plan import measure, suggest, text
 
@@ -90,11 +94,6 @@ def _train(
     if plan:
         return
     given = given or ({next(iter(configs)): on} if on is not None else dict(usual))
-    if doctor:
-        for student, config in configs.items():
-            print(f"{student}:", file=sys.stderr)
-            if any(finding.level == "red" for finding in findings(config, given[student], out)):
-                raise SystemExit("not started; correct that, or start all the same with --no-doctor")
     folder = create(configs, given, new_folder(name) if out is None else out)
     print(f"folder of the set: {folder}", file=sys.stderr)
     train_set(folder)

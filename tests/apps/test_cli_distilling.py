@@ -69,6 +69,10 @@ def test_a_teacher_that_is_not_there_stops_it_before_anything_is_written(started
     assert not started and not (tmp_path / "set").exists()
 
 
+def test_what_the_doctor_refuses_is_not_measured_either(teacher, started):
+    assert "not started" in refused("nano_pair", "--teacher", teacher, "--plan", "--change", "crops.num_local=0")
+
+
 def test_settings_reach_all_students_or_one(teacher, started, tmp_path):
     out = tmp_path / "set"
     words = ["--change", "steps=7", "tiny:optim.clip=0.5", "--processes", "nano=1", "tiny=2", "--no-doctor"]
