@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -36,6 +37,28 @@ def app(
     serve(host=host, port=port, weights=weights, open_browser=open_browser)
 
 
+def monitor(
+    runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")] = Path("runs"),
+    port: int = 7870,
+    host: str = "127.0.0.1",
+    open_browser: Annotated[bool, tyro.conf.arg(name="open")] = True,
+) -> None:
+    """Watch runs in the browser: what becomes of their dense features, live while they train.
+
+    Args:
+        runs: Folder of runs, or one run.
+        port: Port to listen on.
+        host: Address to listen on; anything but this computer's own (127.0.0.1) lets the network in.
+        open_browser: Show the page in a browser window.
+    """
+    _check_address(host, port)
+    if not runs.is_dir():
+        raise SystemExit(f"{runs} is no folder; name one that holds runs, as gramscope train makes them")
+    from apps.monitor.app import serve
+
+    serve(runs, host=host, port=port, open_browser=open_browser)
+
+
 def version() -> None:
     """Print the version and leave."""
     print(f"gramscope {installed_version('gramscope')}")
@@ -43,6 +66,7 @@ def version() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "app": app,
+    "monitor": monitor,
     "train": training.train,
     "resume": training.resume,
     "distill": distilling.distill,

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.dense.reference import NullCurves, histogram
+from workbench.runs import Run
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito: told apart by everybody
 BLUE, ORANGE, GREEN = COLORS[:3]
+TERMS = ("total", "dino_global", "dino_local", "ibot", "koleo", "gram")
 
 
 def cosine_histogram(
@@ -135,6 +137,20 @@ def knn_stages(stages: Sequence[str | Path], *, measure: str = "top1_k10") -> go
             figure.add_vline(x=at[0], line={"color": "gray", "width": 1})
         before = at[-1]
     return _styled(figure, "step, over all stages", "k-NN accuracy", y_range=(0.0, highest * 1.05))
+
+
+def run_curves(runs: Sequence[Run]) -> go.Figure:
+    """The loss terms of runs over their steps: a colour a term, runs told apart by their dashes."""
+    figure = go.Figure()
+    for run, dash in zip(runs, ("solid", "dash", "dot", "dashdot"), strict=False):
+        terms = [name for name in TERMS if any(line.get(name) is not None for line in run.metrics)]
+        for name in terms:
+            steps, values = run.curve(name)
+            label = f"{run.name}, {name}" if len(runs) > 1 else name
+            line = {"color": COLORS[TERMS.index(name) % len(COLORS)], "width": 1.5, "dash": dash}
+            figure.add_scatter(x=steps, y=values, mode="lines", name=label, line=line)
+    figure = _styled(figure, "step", "loss, unweighted")
+    return figure.update_layout(height=420)
 
 
 def _evaluated(run: Path) -> tuple[list[int], list[dict[str, float]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from apps.explorer.views import PackFiles
+from apps.views import PackFiles
 from core.dense.geometry import plan
 from core.models import Backbone
 from core.models.weights import PUBLISHED, WeightsError, load_backbone

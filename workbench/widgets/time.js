@@ -174,6 +174,7 @@ class TimeView {
   build(el) {
     style(el.getRootNode());
     this.stage = make("div");
+    this.empty = make("p", { textContent: "There are no checkpoints with probes yet." });
     this.bar = make("div", { className: "gs-bar", innerHTML: BAR });
     [this.imageMenu, this.showMenu, this.againstMenu, this.compareMenu] = this.bar.querySelectorAll("select");
     const [best, worst] = this.bar.querySelectorAll("button");
@@ -191,7 +192,7 @@ class TimeView {
     const help = make("details", { innerHTML: `<summary>Keys of the slider</summary><p>${KEYS}</p>` });
     const named = { className: "gs-view gs-time", role: "group", "aria-label": "Checkpoints of a run" };
     this.body = make("div", { className: "gs-time-body" }, [this.ribbon.head, this.stage, this.ribbon.root]);
-    this.root = make("div", named, [this.bar, this.body, help]);
+    this.root = make("div", named, [this.empty, this.bar, this.body, help]);
     this.root.dataset.lmSuppressShortcuts = "true";
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("keyup", (event) => event.key === "g" && this.haunt(false));
@@ -202,6 +203,8 @@ class TimeView {
   /** Menus and curves, when the series changed. */
   fill() {
     const titles = this.titles;
+    for (const part of [this.bar, this.body]) update(part, { hidden: !titles.length });
+    update(this.empty, { hidden: titles.length > 0 });
     const images = this.get("images").map((name, at) => make("option", { value: `${at}`, textContent: name }));
     this.imageMenu.replaceChildren(...images);
     const moments = titles.map((title, at) => make("option", { value: `${at}`, textContent: title }));

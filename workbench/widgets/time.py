@@ -1,6 +1,5 @@
 """The checkpoint slider as a notebook widget: a photograph through the checkpoints of a run, and the curves beneath."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from core.dense.degradation import PANEL
 from core.dense.geometry import patch_centre, pixel_to_patch
 from core.dense.packs import Pack
-from core.dense.scorecard import Alarm, Line
 from workbench.draw import COLORMAPS
 from workbench.runs import Run, RunSeries, open_run
+from workbench.scorecards import curves_of
 from workbench.views import check_camera, check_limits, check_queries, draw_pane
 from workbench.widgets.host import PackWidget
 
@@ -126,47 +124,3 @@ def series_of(source: Sequence[RunSeries | Run | str | Path]) -> RunSeries:
     if any(isinstance(item, RunSeries) for item in source):
         raise ValueError("give one series, or runs to make one of")
     return RunSeries.of([item if isinstance(item, Run) else open_run(item) for item in source])
-
-
-def curves_of(series: RunSeries) -> list[dict[str, Any]]:
-    """The curves of the ribbon: the labelled proxy, the panel with DSE, and what is global; empty ones are left out."""
-    curves = [
-        {"name": "miou", "title": "In-context mIoU", "decay": "falls", "group": LABELLED, "values": series.proxy()},
-        *(_curve(line, series) for line in series.scorecard()),
-        {"name": "dse", "title": "DSE", "decay": "falls", "group": UNLABELLED, "values": series.together("dse")},
-        {"name": "knn", "title": "k-NN accuracy", "group": GLOBAL, "values": series.proxy("knn", "top1_k10")},
-    ]
-    curves = [curve | {"values": _numbers(curve["values"])} for curve in curves]
-    return [curve for curve in curves if any(value is not None for value in curve["values"])]
-
-
-LABELLED, UNLABELLED = "Dense quality, with labels", "Dense quality, without labels"
-GLOBAL = "Global, not dense"
-
-
-def _curve(line: Line, series: RunSeries) -> dict[str, Any]:
-    metric = PANEL[line.name]
-    curve: dict[str, Any] = {
-        "name": line.name,
-        "title": metric.title + (f" to step {series.moments[0].step}" if metric.reference else ""),
-        "decay": metric.decay,
-        "group": UNLABELLED,
-        "values": [each.mean for each in line.intervals],
-        "low": _numbers([each.low for each in line.intervals]),
-        "high": _numbers([each.high for each in line.intervals]),
-    }
-    if line.alarm is not None and not metric.reference:  # those that compare leave what they are compared with
-        curve["alarm"] = {"since": line.alarm.since, "best": line.alarm.best, "words": alarm_words(line.alarm, series)}
-    return curve
-
-
-def alarm_words(alarm: Alarm, series: RunSeries) -> str:
-    """What an alarm says, in a sentence."""
-    best, since = series.moments[alarm.best], series.moments[alarm.since]
-    worst = ", ".join(series.images[index] for index in alarm.worst)
-    return f"Worse than at {best.title} since {since.title}; most on {worst}"
-
-
-def _numbers(values: Sequence[float | None]) -> list[float | None]:
-    """Plain numbers; JSON has no NaN."""
-    return [None if value is None or math.isnan(value) else float(value) for value in values]

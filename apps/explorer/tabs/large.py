@@ -13,7 +13,7 @@ from torch import Tensor
 from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
 from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import Viewer, plain_canvas, plain_errors
-from apps.explorer.views import DRAWN_BY, build_view
+from apps.views import DRAWN_BY, build_view
 from core.dense.cards import ModelCard, card_of
 from core.dense.extract import Glimpse, extract_tiles
 from core.dense.geometry import Box, Point, carried, pixel_to_patch

@@ -9,7 +9,7 @@ import numpy as np
 from apps.explorer.controls import LIMITS, Controls, Refresh, build_drawing, build_strip
 from apps.explorer.pictures import picture, served
 from apps.explorer.viewer import SIZES, Viewer, plain_canvas, refusal
-from apps.explorer.views import DRAWN_BY, build_view
+from apps.views import DRAWN_BY, build_view
 from core.dense.geometry import Point, patch_centre
 from core.dense.reference import null_curves, standing
 from core.dense.similarity import Cell, Match

@@ -13,7 +13,8 @@ from core.dense.degradation import PANEL
 from core.dense.geometry import patch_centre
 from core.dense.scorecard import Alarm, Interval
 from workbench.runs import RunSeries, open_run
-from workbench.widgets.time import TimeSlider, alarm_words, curves_of, series_of
+from workbench.scorecards import COLUMNS, alarm_words, curves_of, rows_of
+from workbench.widgets.time import TimeSlider, series_of
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,15 @@ def test_numbers_that_there_are_not_are_null(run):
     series = RunSeries.of([run])
     series.proxy = lambda *_: [math.nan, 0.4, math.nan]
     assert curves_of(series)[0]["values"] == [None, 0.4, None]
+
+
+def test_the_scorecard_is_a_row_a_metric(run):
+    series = RunSeries.of([run])
+    rows = rows_of(series)
+    assert [row[0] for row in rows] == [metric.title for metric in PANEL.values()]
+    assert all(len(row) == len(COLUMNS) for row in rows)
+    last = series.table("mean_cosine")[-1].mean()
+    row = next(row for row in rows if row[0] == "Mean cosine")
+    assert row[1:3] == ("rises", f"{last:.3f}")
+    tau = next(line.tau for line in series.scorecard() if line.name == "mean_cosine")
+    assert row[4] == f"{tau:.3f}"

@@ -1,6 +1,6 @@
 // Puts the view of workbench/widgets into the page: Gradio's value is its state, the server's files are its packs.
-// MODULES, the folder of the view's modules, and FOLLOWS, whether it follows the address of the page, stand before
-// this: a component that was hidden gets no other properties than its value.
+// MODULES, the folder of the views' modules, ENTRY, the one of this view, and FOLLOWS, whether it follows the address of
+// the page, stand before this: a component that was hidden gets no other properties than its value.
 const base = document.baseURI.split(/[?#]/)[0];
 const served = (path) => new URL(`gradio_api/file=${path}`, base).href;
 const place = element.querySelector(".gs-place");
@@ -36,7 +36,7 @@ watch("value", () => {
   if (JSON.stringify(before.packs) !== JSON.stringify(told.packs)) call("pack_ids");
 });
 
-Promise.all([import(served(MODULES + "/similarity.js")), import(served(MODULES + "/pack.js"))]).then(
+Promise.all([import(served(`${MODULES}/${ENTRY}`)), import(served(`${MODULES}/pack.js`))]).then(
   ([{ mount }, { urlReader }]) => {
     element.view = mount(place, host(urlReader));
   },

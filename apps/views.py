@@ -1,4 +1,4 @@
-"""The similarity view on the page: the module that notebooks use, fed with files of this server."""
+"""Views on a page of Gradio: the modules that notebooks use, fed with files of this server."""
 
 import json
 import threading
@@ -20,9 +20,13 @@ DRAWN_BY = [("this page", "page"), ("the server", "server")]
 KEPT = 64  # pack files; those made longest ago go first
 
 
-def build_view(elem_id: str, *, follows: bool = True, **state: Any) -> gr.HTML:
-    """A view on the page; give it what `PackFiles.value` returns. One of them follows the address of the page."""
-    constants = f"const MODULES = {json.dumps(MODULES.as_posix())}, FOLLOWS = {json.dumps(follows)};\n"
+def build_view(elem_id: str, *, entry: str = "similarity.js", follows: bool = True, **state: Any) -> gr.HTML:
+    """A view on the page; give it what `PackFiles.value` returns. One of them follows the address of the page.
+
+    entry: the view's module in workbench/widgets.
+    """
+    told = {"MODULES": MODULES.as_posix(), "ENTRY": entry, "FOLLOWS": follows}
+    constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in told.items())
     gr.set_static_paths(sorted(MODULES.glob("*.js")))  # the page imports them as they are
     return gr.HTML(
         {"packs": [], "state": state}, html_template='<div class="gs-place"></div>', apply_default_css=False,
@@ -31,9 +35,10 @@ def build_view(elem_id: str, *, follows: bool = True, **state: Any) -> gr.HTML:
 
 
 class PackFiles:
-    """Packs of looks as files that the page may read, in ranges and without asking Python."""
+    """Packs as files that the page may read, in ranges and without asking Python; the `kept` used last stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._files: OrderedDict[str, Path] = OrderedDict()
         self._made: OrderedDict[tuple[int, ...], tuple[list[Look], Pack]] = OrderedDict()
         self._guard = threading.Lock()
@@ -60,7 +65,7 @@ class PackFiles:
             folder.mkdir(parents=True, exist_ok=True)
             self._files[pack.id] = save_pack(pack, folder / f"{pack.id}.dfp")
         self._files.move_to_end(pack.id)
-        while len(self._files) > KEPT:
+        while len(self._files) > self._kept:
             _, old = self._files.popitem(last=False)
             old.unlink(missing_ok=True)
         return self._files[pack.id]

@@ -1,0 +1,1 @@
+"""The monitor: runs as they train, and what becomes of their dense features."""
