@@ -16,14 +16,15 @@ from core.data import BrokenImage, Source, open_source
 from core.dense.cards import card_of
 from core.dense.degradation import DenseMap, Structure, dense_structure, panel
 from core.dense.extract import DenseFeatures, extract
-from core.dense.geometry import valid_cells
 from core.dense.packs import SUFFIX, open_pack, pack_features, save_pack
+from core.dense.reference import null_curves
 from core.models import Backbone
 from core.run_folder import replace_text
 
 log = logging.getLogger(__name__)
 
 READINGS = "panel.json"
+PAIRS = 4000  # random pairs kept in a pack: of small maps they would take most of its room
 SEEDS = 3  # of the clusters of DSE
 
 
@@ -71,7 +72,13 @@ def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe
     maps = []
     for number, probe in enumerate(probes):
         features = extract(backbone, probe.pixels, size=size)
-        pack = pack_features(features, card, probe, labels={"run": folder.name, "step": str(step)})
+        pack = pack_features(
+            features,
+            card,
+            probe,
+            labels={"run": folder.name, "step": str(step)},
+            curves=lambda features=features: null_curves(features.patches, valid=features.valid, pairs=PAIRS),
+        )
         path = place / f"{number:02d}-{Path(probe.name).stem}{SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_pack(pack, path)
@@ -110,7 +117,7 @@ def read_maps(maps: list[DenseMap], before: list[Path], against: int | None) -> 
 def map_of(features: DenseFeatures) -> DenseMap:
     """Features of a picture, ready to be measured; padded cells take no part."""
     cls = features.cls if bool(features.cls.isfinite().all()) else None
-    return DenseMap(features.patches, cls, torch.from_numpy(valid_cells(features.geometry)))
+    return DenseMap(features.patches, cls, features.valid)
 
 
 def probe_steps(folder: Path) -> list[int]:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from core.dense.reference import NullCurves, histogram
-from workbench.runs import Run
+from core.dense.similarity import block_cosines
+from workbench.runs import Run, RunSeries
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito: told apart by everybody
 BLUE, ORANGE, GREEN = COLORS[:3]
@@ -151,6 +153,33 @@ def run_curves(runs: Sequence[Run]) -> go.Figure:
             figure.add_scatter(x=steps, y=values, mode="lines", name=label, line=line)
     figure = _styled(figure, "step", "loss, unweighted")
     return figure.update_layout(height=420)
+
+
+def gram_sheet(series: RunSeries, image: int = 0, *, side: int = 64, columns: int = 5) -> go.Figure:
+    """The matrices of cosines of one image over the checkpoints of a series, as means over blocks, in one colour scale.
+
+    Patches stand row by row of the photograph. Dense decay shows as squares that fade into one grey.
+    """
+    count = len(series)
+    rows = -(-count // columns)
+    figure = make_subplots(
+        rows, min(columns, count), subplot_titles=[moment.title for moment in series.moments],
+        horizontal_spacing=0.02, vertical_spacing=0.3 / max(rows, 2),
+    )  # fmt: skip
+    for at, moment in enumerate(series.moments):
+        map = series.map(moment, image)
+        blocks = block_cosines(map.unit, side).numpy()
+        figure.add_heatmap(z=blocks, coloraxis="coloraxis", row=at // columns + 1, col=at % columns + 1)
+    figure.update_xaxes(visible=False, constrain="domain")
+    figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain")
+    for number in range(2, count + 1):
+        figure.update_layout({f"yaxis{number}": {"scaleanchor": f"x{number}"}})
+    figure.update_annotations(font_size=11)
+    scale = {"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": {"title": "cosine", "thickness": 10}}
+    return figure.update_layout(
+        coloraxis=scale, height=60 + 190 * rows, margin={"l": 8, "r": 8, "t": 30, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)", font={"color": "#808890", "size": 12},
+    )  # fmt: skip
 
 
 def _evaluated(run: Path) -> tuple[list[int], list[dict[str, float]]]:

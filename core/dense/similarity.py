@@ -8,6 +8,7 @@ one matrix-vector product.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -154,3 +155,14 @@ def _cells(cells: Cell | Sequence[Cell] | None, rows: int, cols: int) -> list[Ce
                 f"cell (row {row}, col {col}) is outside the {rows}x{cols} grid; pixel_to_patch gives cells from pixels"
             )
     return several
+
+
+def block_cosines(unit: Float[Tensor, "N D"], side: int) -> Float[Tensor, "S S"]:
+    """The matrix of all cosines among N unit vectors as means over at most `side` x `side` blocks, in their order.
+
+    Exact without the matrix: the mean over a block is the product of the means of its rows and of its columns.
+    """
+    blocks = min(side, len(unit))
+    edges = (torch.arange(blocks + 1) * len(unit) // blocks).tolist()
+    means = torch.stack([unit[start:stop].mean(0) for start, stop in pairwise(edges)])
+    return means @ means.T

@@ -1,6 +1,5 @@
 """The Gram lens as a notebook widget: all cosines between the patches of a photograph, or how they changed."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.dense.geometry import carried
-from core.dense.similarity import normalize
+from core.dense.similarity import block_cosines, normalize
 from workbench.draw import COLORMAPS, lookup
 from workbench.looks import Look
 from workbench.packs import Pack, make_pack, open_pack
@@ -108,8 +107,4 @@ def _block_gram(pack: Pack, shown: Pack, side: int) -> Float[Tensor, "S S"]:
     unit = normalize(pack.features().patches)
     if pack.geometry != shown.geometry:
         unit = torch.from_numpy(carried(unit.numpy(), pack.geometry, shown.geometry))
-    rows = unit[torch.from_numpy(np.array(shown.valid, dtype=bool))]
-    blocks = min(side, len(rows))
-    edges = torch.arange(blocks + 1) * len(rows) // blocks
-    means = torch.stack([rows[a:b].mean(0) for a, b in itertools.pairwise(edges)])
-    return means @ means.T
+    return block_cosines(unit[torch.from_numpy(np.array(shown.valid, dtype=bool))], side)
