@@ -1,6 +1,7 @@
 """The weights that a run begins with: drawn, taken from elsewhere, or cut out of a wider model."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def start_from(model: SelfDistillation, config: Config) -> None:
         network["backbone"].source = source  # the licence goes along into every export
 
 
-def cut_out(model: SelfDistillation, config: Config) -> object:
+def cut_out(model: SelfDistillation, config: Config) -> Any:
     """The student as a narrower form of `init.narrow`, fitted on crops of the run's first steps; returns the source.
 
     One process of the student does it and tells the others. Raises ValueError for models of other shapes.
