@@ -71,7 +71,7 @@ def candidates(
 
 @torch.no_grad()
 def both_sizes(folder: Path, step: int, probe: Probe, size: int | None) -> tuple[DenseMap, DenseMap]:
-    """A probe's map by a teacher, and the one seen at twice the size brought to the same grid, as Gram anchoring does."""
+    """A probe as a teacher maps it, and at twice the size brought to the same grid, as Gram anchoring does."""
     backbone, _ = load_teacher(f"{folder}@{step}")
     long = max(probe.pixels.shape[:2]) if size is None else size
     once = map_of(extract(backbone, probe.pixels, size=long))
