@@ -25,7 +25,12 @@ RUN = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 
 
 def train(
-    recipe: RECIPE, out: Path | None = None, data: tuple[str, ...] = (), doctor: bool = True, on: int = 1
+    recipe: RECIPE,
+    out: Path | None = None,
+    data: tuple[str, ...] = (),
+    teachers: tuple[str, ...] = (),
+    doctor: bool = True,
+    on: int = 1,
 ) -> None:
     """Train a model with a recipe; every setting is an option, which `gramscope train RECIPE --help` shows.
 
@@ -33,18 +38,20 @@ def train(
         recipe: Name of a recipe.
         out: Folder of the run; without it runs/<recipe>-<date>-<n>.
         data: Folders, archives or patterns with images, in place of the recipe's.
+        teachers: Frozen models whose features the student learns: weights, runs, or efficientnet_lite2.
         doctor: Look for what will go wrong first, and refuse on red.
         on: Processes on this machine, one a GPU.
     """
     raise AssertionError("read by run_with_overrides")  # only its help is used
 
 
-def doctor(what: RECIPE, data: tuple[str, ...] = (), on: int = 1) -> None:
+def doctor(what: RECIPE, data: tuple[str, ...] = (), teachers: tuple[str, ...] = (), on: int = 1) -> None:
     """Say what will go wrong with a recipe or a run, before it does; ends with status 1 on red.
 
     Args:
         what: Name of a recipe, with options as `gramscope train` has them, or folder of a run.
         data: Folders, archives or patterns with images, in place of the recipe's.
+        teachers: Frozen models whose features the student learns: weights, runs, or efficientnet_lite2.
         on: Processes, over all machines.
     """
     raise AssertionError("read by run_with_overrides")  # only its help is used
@@ -201,13 +208,14 @@ def listing(title: str, table: Mapping[str, Callable[..., object]]) -> str:
 
 def _train_options(config: "Config") -> Callable[..., Callable[[], None]]:
     from core.config import Config
-    from core.recipes import with_data
+    from core.recipes import with_data, with_teachers
 
     def train(
         settings: Annotated[Config, tyro.conf.arg(name="")] = config,
         *,
         out: Path | None = None,
         data: tuple[str, ...] = (),
+        teachers: tuple[str, ...] = (),
         doctor: bool = True,
         on: int = 1,
     ) -> Callable[[], None]:
@@ -216,28 +224,34 @@ def _train_options(config: "Config") -> Callable[..., Callable[[], None]]:
         Args:
             out: Folder of the run; without it runs/<recipe>-<date>-<n>.
             data: Folders, archives or patterns with images, in place of the recipe's.
+            teachers: Frozen models whose features the student learns: weights, runs, or efficientnet_lite2.
             doctor: Look for what will go wrong first, and refuse on red.
             on: Processes on this machine, one a GPU.
         """
-        return lambda: _start(with_data(settings, data), out=out, doctor=doctor, on=on)
+        return lambda: _start(with_teachers(with_data(settings, data), teachers), out=out, doctor=doctor, on=on)
 
     return train
 
 
 def _doctor_options(config: "Config") -> Callable[..., Callable[[], None]]:
     from core.config import Config
-    from core.recipes import with_data
+    from core.recipes import with_data, with_teachers
 
     def doctor(
-        settings: Annotated[Config, tyro.conf.arg(name="")] = config, *, data: tuple[str, ...] = (), on: int = 1
+        settings: Annotated[Config, tyro.conf.arg(name="")] = config,
+        *,
+        data: tuple[str, ...] = (),
+        teachers: tuple[str, ...] = (),
+        on: int = 1,
     ) -> Callable[[], None]:
         """Say what will go wrong with this recipe; every setting below may be changed.
 
         Args:
             data: Folders, archives or patterns with images, in place of the recipe's.
+            teachers: Frozen models whose features the student learns: weights, runs, or efficientnet_lite2.
             on: Processes, over all machines.
         """
-        return lambda: _examine(with_data(settings, data), on=on)
+        return lambda: _examine(with_teachers(with_data(settings, data), teachers), on=on)
 
     return doctor
 

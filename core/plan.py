@@ -8,16 +8,17 @@ wait for it when the next images go round.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from core.config import Config
 from core.data.batch import Batch
 from core.data.loader import mask_cell
-from core.distill import build, split
+from core.distill import SelfDistillation, Targets, build, split
 from core.optimizer import build_optimizer, set_rates
 from core.parallel import clip_gradients
-from core.schedules import rates_at
+from core.schedules import Rates, rates_at
 
 ROUNDS = 3
 
@@ -80,27 +81,33 @@ def measure(configs: Mapping[str, Config], *, images: int = 8) -> Costs:
         optimizer = build_optimizer(model.student, layer_decay=config.optim.layer_decay)
         rates = rates_at(config.steps // 2, config)
         batch, chunk = noise(config, images), noise(config, config.distill.chunk)
-
-        def look() -> None:
-            model.look(chunk, rates)  # noqa: B023 - called before the next round
-
-        def step() -> None:
-            from core.train import learn
-
-            learn(model, split(batch, targets, 1), rates)  # noqa: B023
-            clip_gradients(model.student, config.optim.clip)  # noqa: B023
-            set_rates(optimizer, rates)  # noqa: B023
-            optimizer.step()  # noqa: B023
-            model.follow(rates.momentum)  # noqa: B023
-            optimizer.zero_grad()  # noqa: B023
-
         _, targets = model.look(batch, rates)
-        teachers = max(teachers, best_of(look) / config.distill.chunk)
+        teachers = max(teachers, best_of(partial(model.look, chunk, rates)) / config.distill.chunk)
+        step = partial(take_step, model, optimizer, batch, targets, rates, config.optim.clip)
         students[name] = best_of(step) / images
     return Costs(teachers, students)
 
 
-def best_of(call: Callable[[], None]) -> float:
+def take_step(
+    model: SelfDistillation,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    targets: Targets,
+    rates: Rates,
+    clip: float,
+) -> None:
+    """What the loop of core/train.py does once the teachers have looked, without what it asks and writes."""
+    from core.train import learn  # which reads files and folders that a plan has no use for
+
+    learn(model, split(batch, targets, 1), rates)
+    clip_gradients(model.student, clip)
+    set_rates(optimizer, rates)
+    optimizer.step()
+    model.follow(rates.momentum)
+    optimizer.zero_grad()
+
+
+def best_of(call: Callable[[], object]) -> float:
     """Seconds of a call, the best of some rounds."""
     times = []
     for _ in range(ROUNDS + 1):

@@ -487,6 +487,18 @@ def with_data(config: Config, paths: Sequence[str]) -> Config:
     return replace(config, data=replace(config.data, sources=sources))
 
 
+def with_teachers(config: Config, names: Sequence[str]) -> Config:
+    """The configuration learning the features of these frozen models; as many as it had keep what was said of them."""
+    if not names:
+        return config
+    before = config.distill.features
+    if len(before) == len(names):
+        features = tuple(replace(teacher, name=name) for teacher, name in zip(before, names, strict=True))
+    else:
+        features = tuple(TeacherConfig(name=name) for name in names)
+    return replace(config, distill=replace(config.distill, features=features))
+
+
 def _sizes(mix: Sequence[tuple[int, int, int, float]]) -> tuple[CropSizes, ...]:
     """One entry a row of global side, local side, side of the Gram crop, probability."""
     return tuple(

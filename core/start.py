@@ -13,7 +13,7 @@ from core.data.loader import Loader, mask_cell
 from core.distill import SelfDistillation
 from core.models.narrow import narrow
 from core.models.vit import VisionTransformer
-from core.teachers import BackboneTeacher, shown
+from core.teachers import BackboneTeacher, resized, shown
 
 LOG = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ def cut_out(model: SelfDistillation, config: Config) -> Any:
         crops = first_crops(config, config.init.narrow_images)
         cell = mask_cell(config)
         grid = (crops.shape[-2] // cell, crops.shape[-1] // cell)
-        missed = narrow(wide, thin, crops, shown(BackboneTeacher(wide), crops, grid, config.data))
+        scale = config.distill.student_scale
+        seen = resized(crops, (round(crops.shape[-2] * scale), round(crops.shape[-1] * scale)))
+        missed = narrow(wide, thin, seen, shown(BackboneTeacher(wide), crops, grid, config.data))
         LOG.info("cut out of %s; missed after each block: %s", config.init.narrow, " ".join(f"{x:.3f}" for x in missed))
         state = thin.state_dict()
     thin.load_state_dict(distributed.broadcast_object(state))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core import distributed
 from core.config import Config, load_config
 from core.run_folder import create as create_run
 from core.run_folder import replace_text
@@ -97,6 +96,8 @@ def enter(folder: Path) -> Path:
     """
     if not is_set(folder):
         return folder
+    from core import distributed  # brings torch, which whoever only asks what a folder is can do without
+
     students = students_in(folder)
     check_together({student.name: load_config(folder / student.name) for student in students})
     distributed.start()

@@ -268,11 +268,16 @@ class Signals:
         self.now = signal.Signals(number).name
 
     def asked(self) -> bool:
-        """Whether any process was told to stop, of any student: all then leave after the same step."""
-        if distributed.size(distributed.everyone()) > 1:
-            told = distributed.all_sum(torch.tensor(float(bool(self.now)), device=self.device), distributed.everyone())
-            self.now = self.now or ("another process was told to stop" if told > 0 else "")
-        return bool(self.now)
+        """Whether any process was told to stop, of any student: all then leave after the same step.
+
+        What arrives here while the processes talk to each other is heard in the next step, by all of them.
+        """
+        if distributed.size(distributed.everyone()) == 1:
+            return bool(self.now)
+        told = distributed.all_sum(torch.tensor(float(bool(self.now)), device=self.device), distributed.everyone())
+        if told > 0:
+            self.now = self.now or "another process was told to stop"
+        return bool(told > 0)
 
 
 def main() -> None:

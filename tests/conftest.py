@@ -36,9 +36,15 @@ BROWSER_ARGUMENTS = [
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not long" takes the long ones out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most long tests come first, so that two workers end at about the same time."""
-    long = Counter(item.path for item in items if item.get_closest_marker("long"))
-    items.sort(key=lambda item: -long[item.path])
+    """Folders and files with the most long tests come first, so that two workers end at about the same time.
+
+    Folders stay whole: what is set up for one of them ends before the next.
+    """
+    files = Counter(item.path for item in items if item.get_closest_marker("long"))
+    folders: Counter[Path] = Counter()
+    for path, count in files.items():
+        folders[path.parent] += count
+    items.sort(key=lambda item: (-folders[item.path.parent], item.path.parent, -files[item.path]))
 
 
 def missing(what: str) -> NoReturn:

@@ -30,16 +30,15 @@ from core.dense.extract import DenseFeatures, extract, extract_many, extract_til
 from core.dense.geometry import plan
 from core.dense.inputs import picture_geometry
 from core.dense.similarity import normalize
-from core.distill import build, split
+from core.distill import build
 from core.memory import keep_freed_memory
 from core.models import Backbone, build_backbone
 from core.models.inference import for_inference
 from core.models.weights import load_backbone, save_backbone
-from core.optimizer import build_optimizer, set_rates
-from core.parallel import clip_gradients
+from core.optimizer import build_optimizer
+from core.plan import take_step
 from core.recipes import nano_pretrain
 from core.schedules import rates_at
-from core.train import learn
 from workbench.images import list_samples, open_image
 from workbench.looks import look_at
 from workbench.packs import Pack, pack_features
@@ -175,12 +174,7 @@ def training_step(rounds: int) -> None:
     optimizer = build_optimizer(model.student, layer_decay=config.optim.layer_decay)
 
     def step(batch: Batch) -> None:
-        learn(model, split(*model.look(batch, rates), 1), rates)
-        clip_gradients(model.student, config.optim.clip)
-        set_rates(optimizer, rates)
-        optimizer.step()
-        model.follow(rates.momentum)
-        optimizer.zero_grad()
+        take_step(model, optimizer, *model.look(batch, rates), rates, config.optim.clip)
 
     with Loader(config, first_step=0, rank=0, size=1, device="cpu") as loader:
         batches = iter(loader)

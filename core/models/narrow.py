@@ -35,7 +35,7 @@ class Branch(NamedTuple):
     parts: int  # of the first layer's outputs: queries, keys and values, or one
 
 
-class Run:
+class Streams:
     """A model and what it makes of some pictures: the residual stream, taken from branch to branch."""
 
     def __init__(self, model: VisionTransformer, crops: Float[Tensor, "n 3 h w"]) -> None:
@@ -73,11 +73,11 @@ def narrow(
     _check(wide, thin, crops, shown)
     modes = wide.training, thin.training
     thin.eval()
-    moments, energies = _survey(Run(wide.eval(), shown))
+    moments, energies = _survey(Streams(wide.eval(), shown))
     basis = _basis(moments, thin.embed_dim)
-    there = Run(wide, shown)
+    there = Streams(wide, shown)
     _fill_embedding(wide, thin, basis, there)
-    here = Run(thin, crops)
+    here = Streams(thin, crops)
     missed = []
     for theirs, ours, energy in zip(wide.blocks, thin.blocks, energies, strict=True):
         for pair in zip(_branches(theirs, there.factors), _branches(ours, here.factors), energy, strict=True):
@@ -112,24 +112,24 @@ def _branches(block: nn.Module, factors: Rotation | None) -> tuple[Branch, Branc
     )
 
 
-def _survey(run: Run) -> tuple[Float[Tensor, "D D"], list[tuple[Tensor, Tensor]]]:
+def _survey(streams: Streams) -> tuple[Float[Tensor, "D D"], list[tuple[Tensor, Tensor]]]:
     """The second moments of the normed stream over all layers, and for each branch of each block the mean squares of
     what its last layer is given; the run ends at the last block."""
-    moments = torch.zeros(run.model.embed_dim, run.model.embed_dim)
+    moments = torch.zeros(streams.model.embed_dim, streams.model.embed_dim)
     energies = []
-    for block in run.model.blocks:
+    for block in streams.model.blocks:
         found = []
-        for branch in _branches(block, run.factors):
+        for branch in _branches(block, streams.factors):
             energy = torch.zeros(branch.last.in_features)
-            for index, x in enumerate(run.stream):
-                moments += _moments(run.tokens(_normed(x, branch.norm)))
+            for index, x in enumerate(streams.stream):
+                moments += _moments(streams.tokens(_normed(x, branch.norm)))
                 inner = branch.inner(branch.first(branch.norm(x)))
                 energy += inner.square().mean((0, 1))
-                run.stream[index] = x + branch.scale(branch.last(inner))
+                streams.stream[index] = x + branch.scale(branch.last(inner))
             found.append(energy)
         energies.append((found[0], found[1]))
-    for x in run.stream:
-        moments += 4 * _moments(run.tokens(_normed(x, run.model.norm)))  # what comes out weighs as four layers' streams
+    for x in streams.stream:
+        moments += 4 * _moments(streams.tokens(_normed(x, streams.model.norm)))  # what comes out weighs as four
     return moments, energies
 
 
@@ -152,7 +152,9 @@ def _basis(moments: Float[Tensor, "D D"], width: int) -> Float[Tensor, "D d"]:
     return (directions @ torch.linalg.qr(spread)[0][:, 1:].T).float()
 
 
-def _fill_embedding(wide: VisionTransformer, thin: VisionTransformer, basis: Float[Tensor, "D d"], run: Run) -> None:
+def _fill_embedding(
+    wide: VisionTransformer, thin: VisionTransformer, basis: Float[Tensor, "D d"], streams: Streams
+) -> None:
     """Patches, CLS and registers. A kernel of another size sees the patch resized; of learned positions the mean over
     the grid goes into the bias, since the narrow model has none or learns its own."""
     kernel = wide.patch_embed.proj.weight
@@ -164,7 +166,7 @@ def _fill_embedding(wide: VisionTransformer, thin: VisionTransformer, basis: Flo
     cls, bias = wide.cls_token[0, 0], wide.patch_embed.proj.bias
     assert bias is not None and thin.patch_embed.proj.bias is not None
     if wide.position == "learned":
-        rows, cols = run.grid
+        rows, cols = streams.grid
         position = wide.interpolated_pos_embed(rows, cols)[0]
         cls, bias = cls + position[0], bias + position[1:].mean(0)
     thin.patch_embed.proj.bias.copy_(bias @ basis)
@@ -178,7 +180,7 @@ def _fill_embedding(wide: VisionTransformer, thin: VisionTransformer, basis: Flo
 
 
 def _refit(
-    there: Run, here: Run, theirs: Branch, ours: Branch, energy: Float[Tensor, "K"], basis: Float[Tensor, "D d"]
+    there: Streams, here: Streams, theirs: Branch, ours: Branch, energy: Float[Tensor, "K"], basis: Float[Tensor, "D d"]
 ) -> None:
     """Fills one branch of the narrow model and takes both streams past it."""
     fit = Fit(ours.norm.weight.numel(), theirs.norm.weight.numel())
@@ -219,7 +221,7 @@ def _strongest(writes: Float[Tensor, "K"], unit: int, count: int) -> Int[Tensor,
     return (units[:, None] * unit + torch.arange(unit)).flatten()
 
 
-def _missed(there: Run, here: Run, basis: Float[Tensor, "D d"]) -> float:
+def _missed(there: Streams, here: Streams, basis: Float[Tensor, "D d"]) -> float:
     """Share of the wide stream's variance, in the narrow one's directions, that the narrow one does not have."""
     wanted = torch.cat([there.tokens(x) @ basis for x in there.stream])
     found = torch.cat([here.tokens(y) for y in here.stream])

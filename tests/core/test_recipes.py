@@ -10,7 +10,7 @@ import pytest
 
 from core import recipes
 from core.config import Config, SourceConfig, from_json, to_json
-from core.recipes import RECIPES, as_in_paper, recipe, with_byol_blur, with_data
+from core.recipes import RECIPES, as_in_paper, recipe, with_byol_blur, with_data, with_teachers
 from core.schedules import rates_at
 
 
@@ -196,6 +196,18 @@ def test_paths_replace_sources_and_keep_their_shares():
     mixed = replace(config, data=replace(config.data, sources=(SourceConfig(path="x", homogeneous=0.1),)))
     assert with_data(mixed, ["y"]).data.sources == (SourceConfig(path="y", homogeneous=0.1),)
     assert with_data(mixed, ["y", "z"]).data.sources == (SourceConfig(path="y"), SourceConfig(path="z"))
+
+
+def test_teachers_keep_what_the_recipe_says_of_as_many():
+    plain, embedded = recipe("nano_pretrain"), recipe("embedded")
+    assert with_teachers(plain, []) is plain
+    assert [teacher.name for teacher in with_teachers(plain, ["a", "b"]).distill.features] == ["a", "b"]
+    renamed = with_teachers(embedded, ["a", "b"]).distill.features
+    assert [(teacher.name, teacher.sees, teacher.patches) for teacher in renamed] == [
+        ("a", "grid", 1.0),
+        ("b", "crop", 0.3),
+    ]
+    assert [teacher.patches for teacher in with_teachers(embedded, ["a"]).distill.features] == [1.0]
 
 
 def test_unknown_recipe_lists_the_known_ones():

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import Config, CropsConfig, CropSizes, DataConfig, HeadConfig, InitConfig, ModelConfig, SourceConfig
+from core.config import (
+    Config,
+    CropsConfig,
+    CropSizes,
+    DataConfig,
+    DistillConfig,
+    HeadConfig,
+    InitConfig,
+    ModelConfig,
+    SourceConfig,
+    TeacherConfig,
+)
 from core.distill import build
 from core.models import build_backbone
 from core.models.narrow import narrow
@@ -47,6 +58,16 @@ def test_student_and_teacher_start_as_the_narrow_form_of_what_init_names(wide):
         assert network["backbone"].source is not None
     assert torch.equal(model.student["dino_head"].state_dict()["mlp.0.weight"], before)
     assert model.student.training
+
+
+def test_a_student_that_sees_its_crops_larger_is_fitted_on_them_so(wide):
+    config = config_of(wide)
+    teacher = DistillConfig(features=(TeacherConfig(name=str(wide)),), student_scale=2.0)
+    config = replace(config, model=replace(config.model, patch_size=16), distill=teacher)
+    model = build(config)
+    start_from(model, config)
+    tokens = model.student["backbone"](torch.zeros(1, 3, 64, 64), is_training=True)["x_norm_patchtokens"]
+    assert tokens.shape == (1, 16, 128) and bool(tokens.isfinite().all())
 
 
 def test_the_crops_are_those_of_the_first_steps_and_always_the_same(wide):

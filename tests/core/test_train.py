@@ -34,7 +34,7 @@ from core.config import (
 )
 from core.models.weights import load_backbone
 from core.schedules import Schedule, constant
-from core.train import Run, seed_step, train
+from core.train import Run, Signals, seed_step, train
 
 ROOT = Path(__file__).parents[2]
 HEAD = HeadConfig(prototypes=32, hidden=16, bottleneck=8)
@@ -304,6 +304,30 @@ def test_a_signal_that_comes_after_the_question_is_heard_in_the_next_step(pictur
     monkeypatch.setattr(Run, "write_due", interrupted)
     assert train(folder) == 2
     assert Checkpoints(folder / "checkpoints", keep=1).newest() == 2
+
+
+def test_processes_leave_together_when_a_signal_comes_while_they_agree(monkeypatch):
+    """One hears it after it has told the others that it heard nothing: none leaves now, all do in the next step."""
+    said: list[float] = []
+    with Signals(torch.device("cpu")) as ours, monkeypatch.context() as changed:
+
+        def all_sum(told: torch.Tensor, group: object) -> torch.Tensor:
+            said.append(float(told))
+            if len(said) == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return told  # the other process heard nothing
+
+        changed.setattr("core.train.distributed.size", lambda group=None: 2)
+        changed.setattr("core.train.distributed.all_sum", all_sum)
+        assert [ours.asked(), ours.asked()] == [False, True]
+        assert said == [0, 1] and ours.now == "SIGTERM"
+
+
+def test_a_process_that_heard_nothing_leaves_with_the_others(monkeypatch):
+    with Signals(torch.device("cpu")) as ours, monkeypatch.context() as changed:
+        changed.setattr("core.train.distributed.size", lambda group=None: 2)
+        changed.setattr("core.train.distributed.all_sum", lambda told, group: told + 1)
+        assert ours.asked() and ours.now == "another process was told to stop"
 
 
 @pytest.mark.long

@@ -22,7 +22,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("explorer") / "log.txt"
-    own = {"GRADIO_TEMP_DIR": str(log.parent / "uploads"), "HF_HOME": str(log.parent / "hub"), "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}  # as for its users, whatever the tests have themselves
+    own = threads | {
+        "GRADIO_TEMP_DIR": str(log.parent / "uploads"),
+        "HF_HOME": str(log.parent / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "apps.cli", "app", "--port", str(port), "--no-open"],

@@ -38,8 +38,18 @@ def same(one: Batch, other: Batch) -> bool:
     return equal and one.broken == other.broken and (None in grams or torch.equal(*grams))
 
 
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """What other files of tests keep running, such as a server, counts in nothing here."""
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
+OTHERS: set[int] = set()
+
+
 def children() -> set[int]:
-    """Processes whose parent this one is, without those that have ended."""
+    """Processes whose parent this one is since the test began, without those that have ended."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -48,7 +58,7 @@ def children() -> set[int]:
             continue
         if int(fields["PPid"]) == os.getpid() and not fields["State"].startswith("Z"):
             found.add(int(fields["Pid"]))
-    return found
+    return found - OTHERS
 
 
 @pytest.fixture

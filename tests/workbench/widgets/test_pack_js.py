@@ -572,8 +572,8 @@ def test_maps_grow_with_the_rows_that_arrive(page, server, engine):
     assert found["equal"]
     blocks = [[32, 48], [48, 64], [0, 16], [16, 32]]
     if engine == "webgl2":  # each block once while it grew, and once for the second engine
+        # Two requests are under way at a time and may be answered in either order.
         assert sorted(found["uploads"][:4]) == sorted(blocks) and len(found["uploads"]) == 8
-        assert found["uploads"][0] == [32, 48]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
