@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe
             card,
             probe,
             labels={"run": folder.name, "step": str(step)},
-            curves=lambda features=features: null_curves(features.patches, valid=features.valid, pairs=PAIRS),
+            curves=partial(null_curves, features.patches, valid=features.valid, pairs=PAIRS),
         )
         path = place / f"{number:02d}-{Path(probe.name).stem}{SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from core.config import (
     ParallelConfig,
     RunConfig,
 )
-from core.recipes import nano_pretrain, vit7b_pretrain
+from core.recipes.nano import nano_pretrain
+from core.recipes.official import vit7b_pretrain
 from core.schedules import Schedule, constant
 
 

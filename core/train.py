@@ -24,6 +24,8 @@ from core.data.batch import Batch
 from core.data.loader import Loader
 from core.distill import SelfDistillation, Targets, build, split
 from core.distributed import World
+from core.evals.incontext import incontext
+from core.evals.segmentation import labelled_folder
 from core.evaluate import Benchmark, evaluate, load_benchmark
 from core.memory import keep_freed_memory
 from core.metrics import Metrics
@@ -152,15 +154,19 @@ class Run:
         def due(every: int) -> bool:
             return bool(every) and (done % every == 0 and (done > 0 or first) and (not first or done == 0))
 
-        if due(settings.evaluate_every) or (whole and settings.evaluate_every and not first):
+        evaluating = due(settings.evaluate_every) or (whole and bool(settings.evaluate_every) and not first)
+        if evaluating:
             self.evaluate()
-        probing = due(settings.probe_every)
-        if due(settings.export_every) or probing or (whole and not first):
+        probing, segmenting = due(settings.probe_every), evaluating and bool(settings.masks)
+        if due(settings.export_every) or probing or segmenting or (whole and not first):
             path = self.folder / "teacher" / f"{done}.safetensors"
             export_teacher(self.model, path)
             if probing and distributed.is_main():
                 self.probes = self.probes or open_probes(self.config)
                 write_probes(self.folder, done, load_backbone(path), self.probes, size=settings.probe_size)
+            if segmenting and distributed.is_main():
+                values = incontext(load_backbone(path), labelled_folder(settings.masks), size=settings.masks_size)
+                self.metrics.evaluation(done, "incontext", values)
         if not first and (due(settings.checkpoint_every) or leaving or whole):
             self.checkpoints.save(done, self.model, self.optimizer)
 

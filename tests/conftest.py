@@ -4,10 +4,11 @@ Where one is missing the tests that need it are skipped and say why; with CI=tru
 nothing goes unchecked unnoticed.
 """
 
+import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,3 +82,73 @@ def shared() -> Path:
     if folder.is_dir():
         return folder
     missing("the folder shared is not beside the project")
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Writes the folder of a run: metrics, evaluations and probes of untrained networks, which stand for checkpoints.
+
+    sizes: long side of the probes at some steps, where it is not the image's own. `make.probe(folder, step)` adds one.
+    """
+    import torch
+
+    from core.config import Config, DataConfig, RunConfig, SourceConfig, load_config, to_json
+    from core.models import build_backbone
+    from core.probes import open_probes, write_probes
+
+    def probe(folder: Path, step: int, *, seed: int = 0, size: int | None = None) -> None:
+        torch.manual_seed(seed + step)
+        backbone = build_backbone("vit_nano", patch_size=8, depth=1).eval()
+        write_probes(folder, step, backbone, open_probes(load_config(folder)), size=size)
+        place = folder / "evals" / str(step)
+        place.mkdir(parents=True)
+        (place / "incontext.json").write_text(json.dumps({"miou": 0.5 - step / 100, "iou/0": None}))
+
+    def make(
+        folder: Path,
+        *,
+        steps: tuple[int, ...] = (0, 10, 20),
+        seed: int = 0,
+        probes: int = 3,
+        sizes: dict[int, int] | None = None,
+    ) -> Path:
+        data = DataConfig(sources=(SourceConfig(path="tiny"),), batch_size=2)
+        config = Config(name=folder.name, steps=100, data=data, run=RunConfig(probes=probes, probe_every=10))
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(to_json(config))
+        lines = [
+            {"step": step, "total": 9.0 - step / 10, "gram": None if step < 5 else 0.5} for step in range(0, 21, 5)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for step in steps:
+            probe(folder, step, seed=seed, size=(sizes or {}).get(step))
+        return folder
+
+    make.probe = probe
+    return make
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """A run of nano_pretrain's shape with exported teachers of two steps, heads too; nothing was learned."""
+    from dataclasses import replace
+
+    import torch
+
+    from core.config import RunConfig
+    from core.distill import build
+    from core.models.weights import save_backbone
+    from core.recipes import recipe
+    from core.run_folder import create
+    from workbench.runs import open_run
+
+    config = replace(recipe("nano_pretrain"), run=RunConfig(probes=2))
+    folder = create(config, tmp_path_factory.mktemp("runs") / "nano")
+    for step in (10, 20):
+        torch.manual_seed(step)
+        student = build(config).student
+        heads = {name: module.state_dict() for name, module in student.items() if name != "backbone"}
+        path = folder / "teacher" / f"{step}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_backbone(student["backbone"], path, heads=heads)
+    return open_run(folder)

@@ -37,7 +37,7 @@ from core.models.inference import for_inference
 from core.models.weights import load_backbone, save_backbone
 from core.optimizer import build_optimizer
 from core.plan import take_step
-from core.recipes import nano_pretrain
+from core.recipes.nano import nano_pretrain
 from core.schedules import rates_at
 from workbench.images import list_samples, open_image
 from workbench.looks import look_at

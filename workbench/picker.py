@@ -5,20 +5,24 @@ down, heal dense features best.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from core.checkpoint import load_teacher, teacher_steps
 from core.config import Config
+from core.dense.color import align, fit_basis, to_rgb
 from core.dense.degradation import PANEL, DenseMap, on_grid_of
 from core.dense.extract import extract
+from core.doctor import check, report
 from core.preview import first_terms
 from core.probes import Probe, map_of, open_probes
-from core.recipes import recipe
+from core.recipes.nano import anchored
+from core.run_folder import create
 from workbench.runs import Run
 
 SHOWN = ("local_distant", "cls_patch_cosine", "query_locality")  # metrics by which candidates are compared
@@ -27,16 +31,18 @@ SHOWN = ("local_distant", "cls_patch_cosine", "query_locality")  # metrics by wh
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint as a Gram teacher: means of a few metrics over the probes, at the probes' size and at twice that
-    brought down again, and the Gram loss that the next stage would begin with (None where it was not asked for)."""
+    brought down again, the Gram loss that the next stage would begin with (None where it was not asked for), and the
+    maps at both sizes, a pair a probe."""
 
     step: int
     once: dict[str, float]
     twice: dict[str, float]
     loss: float | None
+    maps: list[tuple[DenseMap, DenseMap]] = field(repr=False, compare=False)
 
 
-def stage(run: Run, step: int, *, name: str = "nano_gram") -> Config:
-    """The next stage of a run: the recipe `name` on its data, from its newest teacher, anchored to that of `step`.
+def stage(run: Run, step: int) -> Config:
+    """The next stage of a run, with its model and data: from its newest teacher, anchored to that of `step`.
 
     Raises ValueError for a step without an exported teacher, naming those there are.
     """
@@ -45,28 +51,51 @@ def stage(run: Run, step: int, *, name: str = "nano_gram") -> Config:
         raise ValueError(
             f"{run.name} exported no teacher of step {step}; there are: {', '.join(map(str, known)) or 'none'}"
         )
-    base = recipe(name)
-    return replace(
-        base,
-        data=run.config.data,
-        init=replace(base.init, student=str(run.folder)),
-        gram=replace(base.gram, teacher=f"{run.folder}@{step}"),
-    )
+    return anchored(run.config, student=str(run.folder), teacher=f"{run.folder}@{step}")
 
 
-def candidates(
-    run: Run, steps: Sequence[int] | None = None, *, name: str = "nano_gram", predict: bool = True
-) -> list[Candidate]:
+def write_stage(run: Run, step: int, folder: Path) -> Config:
+    """Makes the folder of that stage, which `gramscope resume FOLDER` then trains, and returns its configuration.
+
+    Raises ValueError for what the doctor marks red, FileExistsError for a folder that is there already.
+    """
+    config = stage(run, step)
+    red = [finding for finding in check(config, folder=folder) if finding.level == "red"]
+    if red:
+        raise ValueError("the doctor does not let this stage pass:\n" + report(red))
+    create(config, folder)
+    return config
+
+
+def candidates(run: Run, steps: Sequence[int] | None = None, *, predict: bool = True) -> list[Candidate]:
     """What each exported teacher of a run would be like as a Gram teacher, in order of their steps."""
     probes = open_probes(run.config)
     found = []
     for step in teacher_steps(run.folder) if steps is None else steps:
-        config = stage(run, step, name=name)
         maps = [both_sizes(run.folder, step, probe, run.config.run.probe_size) for probe in probes]
         once, twice = ([pair[at] for pair in maps] for at in (0, 1))
-        loss = first_terms(config)["gram"] if predict else None
-        found.append(Candidate(step, _means(once), _means(twice), loss))
+        loss = first_terms(stage(run, step))["gram"] if predict else None
+        found.append(Candidate(step, _means(once), _means(twice), loss, maps))
     return found
+
+
+def pictures(found: Sequence[Candidate], probe: int = 0) -> list[tuple[UInt8[np.ndarray, "h w 3"], ...]]:
+    """A probe as each candidate maps it, in colours that can be compared: at its size, and from twice that.
+
+    A pixel a patch. The colours are principal components of the first candidate's larger map, at the others turned to
+    agree with them (orthogonal Procrustes on the same patches).
+    """
+    first = found[0].maps[probe][1]
+    basis = fit_basis(first.patches, valid=first.valid)
+    shown = []
+    for candidate in found:
+        once, twice = candidate.maps[probe]
+        own = fit_basis(twice.patches, valid=twice.valid)
+        own = (
+            basis if candidate is found[0] else align(own, twice.patches, basis, first.patches, valid=twice.valid).basis
+        )
+        shown.append(tuple(to_rgb(own, map.patches, valid=map.valid).numpy() for map in (once, twice)))
+    return shown
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """Charts: is this cosine high, and how does a run get on?"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,6 +18,7 @@ from workbench.runs import Run, RunSeries
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito: told apart by everybody
 BLUE, ORANGE, GREEN = COLORS[:3]
+GRID = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
 TERMS = ("total", "dino_global", "dino_local", "ibot", "koleo", "gram")
 
 
@@ -155,6 +158,32 @@ def run_curves(runs: Sequence[Run]) -> go.Figure:
     return figure.update_layout(height=420)
 
 
+def moment_curves(titles: Sequence[str], curves: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Curves of `workbench.scorecards.curves_of` one under the other, a point a checkpoint, with their intervals.
+
+    Checkpoints stand side by side at equal distances, as under the slider. Raises ValueError for no curves.
+    """
+    if not curves:
+        raise ValueError("a figure needs a curve; a series without probes has none")
+    count, at = len(curves), list(range(len(titles)))
+    names = [f"<b>{curve['title']}</b>" for curve in curves]
+    figure = make_subplots(count, 1, shared_xaxes=True, vertical_spacing=0.22 / max(count, 2), subplot_titles=names)
+    for row, (curve, color) in enumerate(zip(curves, cycle(COLORS)), start=1):
+        if "low" in curve:
+            edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "row": row, "col": 1}
+            figure.add_scatter(x=at, y=curve["low"], **edge)
+            figure.add_scatter(x=at, y=curve["high"], fill="tonexty", fillcolor="rgba(128,128,128,0.25)", **edge)
+        figure.add_scatter(
+            x=at, y=curve["values"], mode="lines+markers", name=curve["title"], text=list(titles), row=row, col=1,
+            line={"color": color, "width": 2}, marker={"size": 8}, hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    shown = sorted({*at[:: max(len(at) // 8, 1)], at[-1]})
+    figure = _styled(figure, "", "").update_layout(height=60 + 160 * count, showlegend=False, hovermode="closest")
+    figure.update_xaxes(tickvals=shown, ticktext=[titles[number] for number in shown], **GRID)
+    figure.update_yaxes(**GRID)
+    return figure.update_layout(margin={"t": 28}).update_annotations(font_size=12, x=0, xanchor="left")
+
+
 def gram_sheet(series: RunSeries, image: int = 0, *, side: int = 64, columns: int = 5) -> go.Figure:
     """The matrices of cosines of one image over the checkpoints of a series, as means over blocks, in one colour scale.
 
@@ -210,7 +239,6 @@ def _styled(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> go.Figure:
-    quiet = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
     figure.update_layout(
         height=260,
         margin={"l": 48, "r": 12, "t": 8, "b": 40},
@@ -220,7 +248,7 @@ def _styled(
         hovermode="x unified",
         bargap=0,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis={"title": x, "range": x_range, **quiet},
-        yaxis={"title": y, "range": y_range, **quiet},
+        xaxis={"title": x, "range": x_range, **GRID},
+        yaxis={"title": y, "range": y_range, **GRID},
     )
     return figure

@@ -146,8 +146,8 @@ class RunSeries:
         """All checkpoints with probes, run after run. Raises ValueError where there are none, or of other images."""
         moments = [Moment(run, step) for run in runs for step in run.probe_steps]
         if not moments:
-            names = ", ".join(run.name for run in runs)
-            raise ValueError(f"{names or 'no run'}: no probes yet; train with run.probe_every")
+            of = ", ".join(run.name for run in runs)
+            raise ValueError(f"{of or 'no run'}: no probes yet; train with run.probe_every")
         shown: dict[tuple[str, ...], Moment] = {}
         names: list[str] = []
         for moment in moments:

@@ -16,7 +16,7 @@ COLUMNS = ("Metric", "In decay it", "Now", "95 %", "tau with labels", "Alarm")
 def rows_of(series: RunSeries) -> list[tuple[str, ...]]:
     """A row a metric, in the order of COLUMNS: its mean over images at the last checkpoint and the interval of that,
     Kendall's tau with the labelled proxy over this series, and its alarm in words."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for line in series.scorecard():
         metric, now = PANEL[line.name], line.intervals[-1]
         alarm = "" if line.alarm is None or metric.reference else alarm_words(line.alarm, series)

@@ -11,6 +11,7 @@ import gradio as gr
 
 from apps.explorer.app import CSS, theme
 from apps.explorer.viewer import refusal
+from apps.monitor import teacher
 from apps.monitor.watch import Shown, Watch
 from apps.views import PackFiles, build_view
 from workbench.plots import run_curves
@@ -39,6 +40,8 @@ def build(watch: Watch) -> gr.Blocks:
                 lens = build_view("lens", entry="gram.js", follows=False)
             with gr.Tab("Scorecard"):
                 card = gr.HTML(elem_id="scorecard")
+            with gr.Tab("Gram teacher"):
+                teacher.build(watch, chosen)
             with gr.Tab("Training"):
                 loss = gr.Plot(show_label=False)
         views = [slider, lens, card, loss, seen, where]

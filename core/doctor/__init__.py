@@ -96,6 +96,8 @@ RULES: dict[str, tuple[Level, Callable[[Case], Found]]] = {
     "checkpoint-never": ("amber", run.checkpoint_never),
     "checkpoint-keep": ("red", run.checkpoint_keep),
     "export-never": ("amber", run.export_never),
+    "masks-missing": ("red", run.masks_missing),
+    "masks-never": ("amber", run.masks_never),
     "probe-none": ("amber", run.probe_none),
     "logger-missing": ("red", run.logger_missing),
     # The machine

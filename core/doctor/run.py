@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from core.doctor.case import Case, Found
+from core.evals.segmentation import labelled_folder
 
 INTERVALS = ("checkpoint_every", "keep_every", "export_every", "probe_every", "evaluate_every")
 
@@ -51,6 +52,27 @@ def logger_missing(case: Case) -> Found:
     if not missing:
         return None
     return f"not installed: {', '.join(missing)}", "pip install 'gramscope[log]', or leave the setting out"
+
+
+def masks_missing(case: Case) -> Found:
+    """In-context segmentation during training reads a folder of images and masks; without it the run would end when
+    the first evaluation is due."""
+    settings = case.config.run
+    if not settings.masks:
+        return None
+    try:
+        labelled_folder(settings.masks)
+    except ValueError as error:
+        return f"run.masks: {error}", "--run.masks pets, the small set that comes with the code, or leave it out"
+    return None
+
+
+def masks_never(case: Case) -> Found:
+    """In-context segmentation is measured whenever k-NN is due."""
+    settings = case.config.run
+    if not settings.masks or settings.evaluate_every > 0:
+        return None
+    return "run.masks is set and run.evaluate_every is 0: masks are never looked at", "--run.evaluate-every 500"
 
 
 def probe_none(case: Case) -> Found:

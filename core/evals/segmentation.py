@@ -105,6 +105,17 @@ def predict(head: LinearHead, data: Labelled) -> list[Integer[Tensor, "h w"]]:
     return found
 
 
+def labelled_folder(name: str) -> Path:
+    """A folder of images, masks and a split.tsv by its path, or "pets", the small one that comes with the code.
+
+    Raises ValueError where there is none.
+    """
+    folder = Path(__file__).parent / "pets" if name == "pets" else Path(name).expanduser()
+    if not (folder / "split.tsv").is_file():
+        raise ValueError(f"{folder} is no folder of labelled images: it has no split.tsv beside images/ and masks/")
+    return folder
+
+
 def read(backbone: Backbone, folder: Path, split: str, *, size: int) -> Labelled:
     """The pictures of a split in `folder`/split.tsv, squeezed into a square of `size` pixels, with their masks."""
     with (folder / "split.tsv").open(encoding="utf-8") as file:

@@ -10,7 +10,8 @@ import pytest
 
 from core import recipes
 from core.config import Config, SourceConfig, from_json, to_json
-from core.recipes import RECIPES, as_in_paper, recipe, with_byol_blur, with_data, with_teachers
+from core.recipes import RECIPES, recipe, with_data, with_teachers
+from core.recipes.official import as_in_paper, with_byol_blur
 from core.schedules import rates_at
 
 

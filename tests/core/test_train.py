@@ -32,6 +32,8 @@ from core.config import (
     SourceConfig,
     to_json,
 )
+from core.evals.incontext import incontext
+from core.evals.segmentation import labelled_folder
 from core.models.weights import load_backbone
 from core.schedules import Schedule, constant
 from core.train import Run, Signals, seed_step, train
@@ -225,6 +227,17 @@ def test_unreadable_images_are_named_and_counted(pictures, tmp_path):
     train(folder, stop_after=12)
     assert "3.png" in (folder / "broken.txt").read_text()
     assert "1 so far" in (folder / "log.txt").read_text()
+
+
+def test_masks_are_asked_whenever_k_nn_is(pictures, tmp_path):
+    """The number in the file is that of the exported teacher of the same step."""
+    config = tiny(pictures)
+    folder = start(tmp_path / "run", replace(config, run=replace(config.run, masks="pets", masks_size=64)))
+    train(folder, stop_after=6)
+    assert sorted(path.parent.name for path in folder.glob("evals/*/incontext.json")) == ["0", "6"]
+    told = json.loads((folder / "evals" / "6" / "incontext.json").read_text())
+    alone = incontext(load_backbone(folder / "teacher" / "6.safetensors"), labelled_folder("pets"), size=64)
+    assert told == alone and 0.2 < told["miou"] < 1
 
 
 # Numbers that are none

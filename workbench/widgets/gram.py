@@ -68,7 +68,8 @@ class GramLens(PackWidget):
 
     def still(self) -> Image.Image:
         """The matrix as a picture."""
-        low, high, name = (-0.5, 0.5, "blue-white-red") if self.against is not None else (*self.limits, self.colormap)
+        low, high = (-0.5, 0.5) if self.against is not None else self.limits
+        name = "blue-white-red" if self.against is not None else self.colormap
         places = np.clip((self.matrix() - low) / (high - low) * 255, 0, 255).round().astype(int)
         return Image.fromarray(lookup(name)[places]).resize((STILL, STILL), Image.Resampling.NEAREST)
 

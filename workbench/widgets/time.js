@@ -18,7 +18,7 @@ const DEFAULTS = {
   time: 0, // number of a moment
   image: 0,
   show: "similarity",
-  against: null, // number of the moment to compare with
+  against: null, // number of the moment to compare with; or the name of a run: its moment of the step nearest to now
   compare: "beside", // how: beside, swipe, difference, rank
   metric: "", // name of the curve that best and worst speak of
 };
@@ -42,6 +42,11 @@ const BAR = `
 
 export function mount(el, host) {
   return new TimeView(el, host);
+}
+
+/** What an entry of the menu of comparisons stands for. */
+function chosenOf(value) {
+  return value === "" ? null : value.startsWith("run ") ? value.slice(4) : Number(value);
 }
 
 class TimeView {
@@ -132,7 +137,7 @@ class TimeView {
   }
 
   panes() {
-    const time = Math.max(this.get("time") - (this.ghost ? 1 : 0), 0), against = this.get("against");
+    const time = Math.max(this.get("time") - (this.ghost ? 1 : 0), 0), against = this.against;
     const now = this.slotOf(time, this.shown);
     this.shown = now.id;
     const pane = { pack: now.slot, show: this.get("show") };
@@ -143,9 +148,18 @@ class TimeView {
     return [{ ...pane, show: how, other: then.slot, split: this.split ?? 0.5 }];
   }
 
+  /** The moment that is compared with, as a number. */
+  get against() {
+    const against = this.get("against"), moments = this.get("moments");
+    if (typeof against !== "string") return against;
+    const away = (at) => Math.abs(moments[at].step - moments[this.get("time")].step);
+    const theirs = [...moments.keys()].filter((at) => moments[at].run === against);
+    return theirs.length ? theirs.reduce((best, at) => (away(at) < away(best) ? at : best)) : null;
+  }
+
   /** Packs that should be here: those on show, then those around. */
   get wanted() {
-    const time = this.get("time"), against = this.get("against"), count = this.get("moments").length;
+    const time = this.get("time"), against = this.against, count = this.get("moments").length;
     const times = [time, ...(against === null ? [] : [against])];
     for (let away = 1; away <= AROUND; away++) times.push(time + away, time - away);
     const ids = times.filter((at) => at >= 0 && at < count).map((at) => this.idAt(at)).filter(Boolean);
@@ -158,7 +172,7 @@ class TimeView {
     this.bringing = true;
     const here = (id) => this.ids.includes(id) && (this.inner.packs.some((pack) => pack?.id === id) || this.inner.failures[this.ids.indexOf(id)]);
     while (!this.gone) {
-      const wanted = this.wanted, shown = wanted.slice(0, this.get("against") === null ? 1 : 2);
+      const wanted = this.wanted, shown = wanted.slice(0, this.against === null ? 1 : 2);
       const next = !shown.every(here) ? [...new Set([...shown, ...this.ids.filter((id) => wanted.includes(id))])] : wanted;
       if (next.every(here) && next === wanted) break;
       this.ids = next;
@@ -180,7 +194,7 @@ class TimeView {
     const [best, worst] = this.bar.querySelectorAll("button");
     this.imageMenu.onchange = () => this.set("image", Number(this.imageMenu.value));
     this.showMenu.onchange = () => this.set("show", this.showMenu.value);
-    this.againstMenu.onchange = () => this.set("against", this.againstMenu.value === "" ? null : Number(this.againstMenu.value));
+    this.againstMenu.onchange = () => this.set("against", chosenOf(this.againstMenu.value));
     this.compareMenu.onchange = () => this.set("compare", this.compareMenu.value);
     best.onclick = () => this.jump(1);
     worst.onclick = () => this.jump(-1);
@@ -208,7 +222,9 @@ class TimeView {
     const images = this.get("images").map((name, at) => make("option", { value: `${at}`, textContent: name }));
     this.imageMenu.replaceChildren(...images);
     const moments = titles.map((title, at) => make("option", { value: `${at}`, textContent: title }));
-    this.againstMenu.replaceChildren(make("option", { value: "", textContent: "nothing" }), ...moments);
+    const runs = [...new Set(this.get("moments").map(({ run }) => run))];
+    const others = runs.length > 1 ? runs.map((run) => make("option", { value: `run ${run}`, textContent: `${run}, same step` })) : [];
+    this.againstMenu.replaceChildren(make("option", { value: "", textContent: "nothing" }), ...others, ...moments);
     this.ribbon.fill(this.get("moments"), this.get("curves"), titles);
   }
 
@@ -220,15 +236,15 @@ class TimeView {
 
   /** Everything that says where the slider stands. */
   follow() {
-    const against = this.get("against"), compares = against !== null;
+    const against = this.get("against"), compares = this.against !== null;
     update(this.imageMenu, { value: `${this.get("image")}` });
     update(this.imageMenu.parentElement, { hidden: this.get("images").length < 2 });
     update(this.showMenu, { value: this.get("show") });
-    update(this.againstMenu, { value: compares ? `${against}` : "" });
+    update(this.againstMenu, { value: !compares ? "" : typeof against === "string" ? `run ${against}` : `${against}` });
     update(this.compareMenu, { value: this.get("compare") });
     update(this.compareMenu.parentElement, { hidden: !compares });
     this.body.classList.toggle("gs-wide", compares && this.get("compare") === "beside"); // two maps need the room
-    this.ribbon.follow(this.get("time"), against, this.marked);
+    this.ribbon.follow(this.get("time"), this.against, this.marked);
   }
 
   get marked() {

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import traitlets
 from PIL import Image
 
 from core.dense.geometry import patch_centre, pixel_to_patch
 from core.dense.packs import Pack
 from workbench.draw import COLORMAPS
+from workbench.plots import moment_curves
 from workbench.runs import Run, RunSeries, open_run
 from workbench.scorecards import curves_of
 from workbench.views import check_camera, check_limits, check_queries, draw_pane
@@ -25,6 +27,7 @@ class TimeSlider(PackWidget):
         view = TimeSlider("runs/nano")                # a run, several stages, or a RunSeries
         view.point = (12, 30)                         # row and column in the grid of the first checkpoint
         view.time = 3; view.against = 0; view.compare = "difference"
+        view.against = "control"                      # of several runs: that one's checkpoint of the same step
         view.save("decay.html")                       # opens from disk, with no server
 
     `curves` are the panel of dense quality with its intervals over the probe images, and what was evaluated with
@@ -38,7 +41,7 @@ class TimeSlider(PackWidget):
     time = traitlets.Int(0).tag(sync=True)
     image = traitlets.Int(0).tag(sync=True)
     show = traitlets.Enum(["similarity", "pca", "photo"], "similarity").tag(sync=True)
-    against = traitlets.Int(None, allow_none=True).tag(sync=True)
+    against: Any = traitlets.Any(None, allow_none=True).tag(sync=True)  # a moment's number, or a run's name
     compare = traitlets.Enum(["beside", "swipe", "difference", "rank"], "beside").tag(sync=True)
     metric = traitlets.Unicode("").tag(sync=True)
     queries = traitlets.List(traitlets.Dict()).tag(sync=True)
@@ -82,6 +85,29 @@ class TimeSlider(PackWidget):
         """What the slider shows."""
         return self.table[self.time][self.image]
 
+    def plot(self, *names: str) -> go.FigureWidget:
+        """Some of `curves`, the first three without names, as a chart: a click on a point moves the slider there, and
+        a line in the chart follows the slider. Raises KeyError for a curve that is not there."""
+        known = {curve["name"]: curve for curve in self.curves}
+        if missing := [name for name in names if name not in known]:
+            raise KeyError(f"no curve {', '.join(missing)}; there are: {', '.join(known)}")
+        titles = [moment.title for moment in self.series.moments]
+        figure = go.FigureWidget(moment_curves(titles, [known[name] for name in names or list(known)[:3]]))
+        figure.add_vline(x=self.time, line={"color": "gray", "width": 1})
+
+        def go_to(trace: Any, points: Any, state: Any) -> None:
+            if points.point_inds:
+                self.time = points.point_inds[0]
+
+        def follow(change: Any) -> None:
+            figure.update_shapes(x0=change.new, x1=change.new)
+
+        traces: Any = figure.data
+        for trace in traces:
+            trace.on_click(go_to)
+        self.observe(follow, "time")
+        return figure
+
     def still(self) -> Image.Image:
         """A few checkpoints side by side."""
         chosen = np.unique(np.linspace(0, len(self.table) - 1, min(STILLS, len(self.table))).round().astype(int))
@@ -100,10 +126,15 @@ class TimeSlider(PackWidget):
         return whole
 
     @traitlets.validate("time", "image", "against")
-    def _there(self, proposal: Any) -> int | None:
+    def _there(self, proposal: Any) -> int | str | None:
         name, value = proposal.trait.name, proposal.value
+        if isinstance(value, str):
+            runs = list(dict.fromkeys(moment["run"] for moment in self.moments))
+            if runs and value not in runs:
+                raise traitlets.TraitError(f"against is a moment's number or a run, {', '.join(runs)}; not {value!r}")
+            return value
         count = len(self.images) if name == "image" else len(self.moments)
-        if value is not None and count and not 0 <= value < count:
+        if value is not None and (not isinstance(value, int) or (count and not 0 <= value < count)):
             raise traitlets.TraitError(f"{name} is a number from 0 to {count - 1}, not {value}")
         return value
 
@@ -121,6 +152,9 @@ def series_of(source: Sequence[RunSeries | Run | str | Path]) -> RunSeries:
     """The series that runs, or folders of runs, make one after the other."""
     if len(source) == 1 and isinstance(source[0], RunSeries):
         return source[0]
-    if any(isinstance(item, RunSeries) for item in source):
-        raise ValueError("give one series, or runs to make one of")
-    return RunSeries.of([item if isinstance(item, Run) else open_run(item) for item in source])
+    runs: list[Run] = []
+    for item in source:
+        if isinstance(item, RunSeries):
+            raise ValueError("give one series, or runs to make one of")
+        runs.append(item if isinstance(item, Run) else open_run(item))
+    return RunSeries.of(runs)

@@ -36,7 +36,7 @@ class TokenXray(PackWidget):
     _entry = "xray.js"
     stripped = traitlets.Bool(False).tag(sync=True)
     share = traitlets.Float(None, allow_none=True).tag(sync=True)
-    channels = traitlets.List().tag(sync=True)
+    channels: Any = traitlets.List().tag(sync=True)
     colormap = traitlets.Enum(list(COLORMAPS), "viridis").tag(sync=True)
 
     def __init__(

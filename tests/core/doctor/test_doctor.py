@@ -260,6 +260,8 @@ BROKEN = [
     ("interval-beyond-run", "nano", {"run": {"keep_every": 50_000}}),
     ("checkpoint-never", "nano", {"run": {"checkpoint_every": 0}}),
     ("checkpoint-keep", "nano", {"run": {"keep": 0}}),
+    ("masks-missing", "nano", {"run": {"masks": "nowhere"}}),
+    ("masks-never", "nano", {"run": {"masks": "pets", "evaluate_every": 0}}),
     ("probe-none", "nano", {"run": {"probe_every": 100, "probes": 0}}),
     ("export-never", "nano", {"run": {"export_every": 0}}),
     ("fp8-hardware", "nano", {"parallel": {"fp8": True, "precision": "bf16"}}),

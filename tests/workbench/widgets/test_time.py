@@ -66,6 +66,7 @@ def test_the_point_is_a_patch_of_the_first_checkpoint_and_a_pixel_for_all(view):
         ("time", -1, "0 to 2"),
         ("image", 3, "0 to 2"),
         ("against", 9, "0 to 2"),
+        ("against", "other", "a run, nano"),
         ("limits", [1.0, 0.0], "limits"),
         ("queries", [{"image": "x"}], "a query is"),
         ("camera", {"x": 2, "y": 0, "zoom": 1}, "a camera is"),

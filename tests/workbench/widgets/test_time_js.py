@@ -180,6 +180,24 @@ def test_two_checkpoints_side_by_side_share_the_query(run, show):
     assert page.evaluate("() => gramscope.inner.panes[0].other.header.labels.step") == "0"
 
 
+def test_runs_are_compared_at_the_same_step(make_run, tmp_path, show):
+    steps = {"with": (0, 10, 20), "without": (0, 10, 25)}
+    runs = [open_run(make_run(tmp_path / name, steps=of, seed=40 * (name == "with"))) for name, of in steps.items()]
+    page = show(TimeSlider(*runs, point=(2, 3), time=1, against="without"))
+    label = "() => gramscope.inner.panes.map((pane) => Object.values(pane.pack.header.labels))"
+    assert page.evaluate(label) == [["without", "10"], ["with", "10"]]
+    page.evaluate("() => gramscope.go(2)")
+    page.wait_for_function("() => gramscope.inner.panes[0].pack.header.labels.step === '25'")
+    assert page.evaluate(label) == [["without", "25"], ["with", "20"]]
+    menu = page.get_by_label("Compare with")
+    assert menu.input_value() == "run without"
+    menu.select_option(label="with, same step")
+    page.wait_for_function("() => gramscope.inner.panes[0].pack.header.labels.run === 'with'")
+    assert page.evaluate(label) == [["with", "20"], ["with", "20"]]
+    menu.select_option("")
+    page.wait_for_function("() => gramscope.inner.panes.length === 1")
+
+
 def test_play_goes_to_the_end_and_stops(run, show):
     page = show(TimeSlider(run, time=1))
     page.get_by_role("button", name="Play").click()
