@@ -36,7 +36,7 @@ lab: $(VENV)/app.stamp
 	@$(BIN)/jupyter lab notebooks $(if $(PORT),--port '$(PORT)') $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 test: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest $(if $(ARGS),,-n 2 --dist loadfile --no-loadscope-reorder) $(if $(LONG),,-m "not long") $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),,-n 2 --dist loadgroup --no-loadscope-reorder) $(if $(LONG),,-m "not long") $(ARGS)
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check

@@ -39,13 +39,17 @@ BROWSER_ARGUMENTS = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Folders and files with the most long tests come first, so that two workers end at about the same time.
 
-    Folders stay whole: what is set up for one of them ends before the next.
+    Folders stay whole: what is set up for one of them ends before the next. A file goes to one worker, the tests of an
+    app all to the same: they share its server.
     """
     files = Counter(item.path for item in items if item.get_closest_marker("long"))
     folders: Counter[Path] = Counter()
     for path, count in files.items():
         folders[path.parent] += count
     items.sort(key=lambda item: (-folders[item.path.parent], item.path.parent, -files[item.path]))
+    for item in items:
+        served = item.path.parent.parent == ROOT / "tests" / "apps"
+        item.add_marker(pytest.mark.xdist_group(str(item.path.parent if served else item.path)))
 
 
 def missing(what: str) -> NoReturn:

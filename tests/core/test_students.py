@@ -32,6 +32,7 @@ from core.config import (
     RunConfig,
     SourceConfig,
     TeacherConfig,
+    load_config,
 )
 from core.data.loader import part_of
 from core.distill import build
@@ -85,21 +86,14 @@ def student_config(place: Path, arch: str = "vit_nano", **changed) -> Config:
     return replace(config, **changed)
 
 
-def train(folder: Path, processes: int, **options) -> subprocess.Popen | str:
-    """`python -m core.train` under torchrun, to its end."""
+def torchrun(folder: Path, processes: int) -> subprocess.Popen:
+    """`python -m core.train` under torchrun. Starting that takes some seconds: `run_processes` does it faster."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    if processes == 1:
-        command = [sys.executable]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*command, "-m", "core.train", str(folder)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    if options.get("wait", True):
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == options.get("status", 0), said
-        return said
-    return process
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -109,23 +103,20 @@ def losses(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def together(place, tmp_path_factory) -> Path:
+def together(place, run_processes, tmp_path_factory) -> Path:
     """Two students on three processes, one of them with two."""
     configs = {"first": student_config(place), "second": student_config(place, seed=0)}
     configs["second"] = replace(configs["second"], model=replace(configs["second"].model, layer_scale=0.2))
     folder = create(configs, {"first": 1, "second": 2}, tmp_path_factory.mktemp("sets") / "set")
-    train(folder, 3)
+    run_processes("core.train", 3, folder)
     return folder
 
 
 @pytest.mark.parametrize(("name", "processes"), [("first", 1), ("second", 2)])
-def test_a_student_has_the_losses_it_has_alone_to_the_last_bit(place, together, tmp_path, name, processes):
-    config = student_config(place) if name == "first" else None
-    from core.config import load_config
-
+def test_a_student_has_the_losses_it_has_alone_to_the_last_bit(together, run_processes, tmp_path, name, processes):
     config = load_config(together / name)
     alone = create({name: config}, {name: processes}, tmp_path / "set")
-    train(alone, processes)
+    run_processes("core.train", processes, alone)
     assert len(losses(alone / name)) == STEPS
     assert losses(alone / name) == losses(together / name)
 
@@ -138,7 +129,7 @@ def test_every_student_is_a_run_with_checkpoints_and_a_teacher(together):
         assert f"step {STEPS - 1} of {STEPS}" in (together / name / "log.txt").read_text()
 
 
-def test_students_go_on_from_the_newest_checkpoint_that_all_have(place, together, tmp_path):
+def test_students_go_on_from_the_newest_checkpoint_that_all_have(together, run_processes, tmp_path):
     """As after a kill between the checkpoint of one student and that of the other."""
     import shutil
 
@@ -147,7 +138,7 @@ def test_students_go_on_from_the_newest_checkpoint_that_all_have(place, together
     shutil.rmtree(again / "second" / "checkpoints" / "4")
     for name in ("first", "second"):
         (again / name / "metrics.jsonl").write_text("")
-    train(again, 3)
+    run_processes("core.train", 3, again)
     for name in ("first", "second"):
         assert losses(again / name) == losses(together / name)[2:]
 
@@ -156,7 +147,7 @@ def test_students_go_on_from_the_newest_checkpoint_that_all_have(place, together
 def test_a_signal_to_one_process_lets_all_students_save_after_the_same_step(place, tmp_path):
     config = student_config(place, steps=5000, run=RunConfig(log_every=1, checkpoint_every=10_000, export_every=0))
     folder = create({"first": config, "second": config}, {"first": 1, "second": 2}, tmp_path / "set")
-    process = train(folder, 3, wait=False)
+    process = torchrun(folder, 3)
     deadline = time.monotonic() + 120
     while len(losses(folder / "first")) < 3:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -201,7 +192,9 @@ def test_parts_that_do_not_divide_evenly_overlap_at_the_end_and_leave_nothing_ou
 
 
 def test_another_number_of_processes_is_refused(together):
-    said = train(together, 2, status=1)
+    process = torchrun(together, 2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
     assert "students with 1, 2 processes need 3, there are 2" in said
 
 
