@@ -38,19 +38,29 @@ STATES = {
     "FAILED": State.FAILED,
     "REVOKED": State.CANCELLED,
 }
+TOLD = "gramscope: told to save and leave"
+STOPPED = (  # what the script, srun and slurmstepd write, and what it means; the first that is there says it best
+    (re.compile(r"Node failure on (\S+)"), "node {} failed"),
+    (re.compile(r"CANCELLED AT \S+ DUE TO NODE FAILURE"), "a node failed"),
+    (re.compile(r"CANCELLED AT \S+ DUE TO PREEMPTION"), "preempted"),
+    (re.compile(r"CANCELLED AT \S+ DUE TO TIME LIMIT"), "its time was up"),
+    (re.compile(TOLD), "preempted, or its time was nearly up"),
+    (re.compile(r"CANCELLED AT \S+ DUE TO JOB REQUEUE"), "requeued"),
+)
+END = re.compile(r"\*\*\* JOB \S+ ON .*\*\*\*")  # slurmstepd's last words of a start
 BODY = """\
 {setup}
 rm -f {ended}
 export GRAMSCOPE_HEAD=${{SLURM_JOB_NODELIST:+$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}}
 
 again=""
-trap 'again=1; kill -USR1 $child 2>/dev/null' USR1  # time is nearly up: save, leave, and go on later
+trap 'again=1; echo "{told}"; kill -USR1 $child 2>/dev/null' USR1
 trap 'kill -TERM $child 2>/dev/null' TERM
 srun --kill-on-bad-exit=1 {line} &
 child=$!
 wait $child; status=$?
 while kill -0 $child 2>/dev/null; do wait $child; status=$?; done  # a signal ends a wait, not the job
-if [ -n "$again" ] && [ $status -eq 0 ]; then
+if [ -n "$again" ]; then  # whatever the status: torchrun has one of its own after a signal
     scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script
 fi
 echo $status > {ended}
@@ -73,10 +83,17 @@ def render(job: Job, target: Target, place: Path, after: tuple[Mapping[str, str]
     words += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{WARNING}", f"--output={place / LOG}"]
     words += [*target.options]
     head = target.address or "$GRAMSCOPE_HEAD"
-    line = start_line(job, python=target.interpreter, endpoint=f"{head}:$(({target.port} + SLURM_JOB_ID % 1000))", address=target.address)
+    line = start_line(
+        job,
+        python=target.interpreter,
+        endpoint=f"{head}:$(({target.port} + SLURM_JOB_ID % 1000))",
+        address=target.address,
+    )
     setup = "\n".join([*exports(job, target.environment), *target.before])
     comments = "\n".join(f"#SBATCH {shlex.quote(word) if ' ' in word else word}" for word in words)
-    return f"#!/bin/bash\n{comments}\n\n" + BODY.format(setup=setup, ended=shlex.quote(str(place / ENDED)), line=line)
+    return f"#!/bin/bash\n{comments}\n\n" + BODY.format(
+        setup=setup, told=TOLD, ended=shlex.quote(str(place / ENDED)), line=line
+    )
 
 
 def _time(minutes: int) -> str:
@@ -104,7 +121,20 @@ def status(handle: Mapping[str, str], place: Path) -> Status:
         found = of_exit(int(code) or 128 + int(number), last_lines(place / LOG, 40))
         state = found.state if found.state == State.OUT_OF_MEMORY else state
         reason = found.reason if reason == "None" else reason
-    return Status(state, "" if reason == "None" else reason, restarts)
+    reason = "" if reason == "None" else reason
+    if state == State.WAITING and restarts:  # why it was stopped is what people want to know
+        reason = "; ".join(filter(None, [happened(last_lines(place / LOG, 400)), reason]))
+    return Status(state, reason, restarts)
+
+
+def happened(log: str) -> str:
+    """Why Slurm stopped a job that it will start again, by what the last start left in its log."""
+    ends = [0, *(match.end() for match in END.finditer(log))]
+    for part in (log[ends[-1] :], log[ends[-2] :] if len(ends) > 1 else ""):
+        for pattern, words in STOPPED:
+            if match := pattern.search(part):
+                return words.format(*match.groups())
+    return "stopped"
 
 
 def facts(line: str) -> dict[str, str]:

@@ -185,5 +185,5 @@ def last_lines(path: Path, lines: int) -> str:
     except FileNotFoundError:
         return ""
     # A progress bar writes over its line: what stands there at the end counts.
-    shown = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").splitlines() if line.strip()]
+    shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n") if line.strip()]
     return "\n".join(shown[-lines:])

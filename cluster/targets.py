@@ -7,6 +7,7 @@
     nodes = 32                    # what a job gets unless it says otherwise
     processes = 8                 # a node
     gpus = 8                      # a node
+    gpu = "H100"                  # what they are: the doctor counts their memory
     cpus = 12                     # a process
     minutes = 2880
     python = "/shared/envs/gramscope/bin/python"
@@ -24,6 +25,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+GPUS = {  # GiB of memory, compute capability; from the makers' data sheets
+    "V100": (32.0, 7.0),
+    "A100-40": (40.0, 8.0),
+    "A100": (80.0, 8.0),
+    "L40S": (48.0, 8.9),
+    "H100": (80.0, 9.0),
+    "H200": (141.0, 9.0),
+    "B200": (180.0, 10.0),
+}
 RESOURCES = ("nodes", "processes", "gpus", "cpus", "memory", "minutes")
 
 
@@ -38,6 +48,7 @@ class Target:
     address: str = (
         ""  # of the nodes, where their names do not lead to them (Slurm); of Ray's dashboard; kubectl's context
     )
+    gpu: str = ""  # an entry of GPUS: what each of its GPUs is, for the doctor
     image: str = ""  # of the container (Kubernetes, SkyPilot)
     volume: str = ""  # claim that is mounted at the run's folder's place (Kubernetes)
     python: str = ""
@@ -122,4 +133,6 @@ def find_target(text: str, path: Path | None = None) -> Target:
         target = Target(name=text, launcher=launcher, **({more[launcher]: detail} if detail else {}))
     if target.launcher not in LAUNCHERS:
         raise ValueError(f"[{text}] has the launcher {target.launcher!r}; known: {', '.join(LAUNCHERS)}")
+    if target.gpu and target.gpu not in GPUS:
+        raise ValueError(f"[{text}] has the gpu {target.gpu!r}; known: {', '.join(GPUS)}")
     return target

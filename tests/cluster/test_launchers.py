@@ -69,7 +69,9 @@ def test_manifests_are_good_yaml(name):
     documents = list(yaml.safe_load_all(LAUNCHERS[name].render(MANY, TARGETS[name], PLACE)))
     if name == "skypilot":
         (task,) = documents
-        assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "H100:8" and task["resources"]["use_spot"]
+        assert (
+            task["num_nodes"] == 2 and task["resources"]["accelerators"] == "H100:8" and task["resources"]["use_spot"]
+        )
         assert "export NOTE='it'\"'\"'s me'" in task["run"]
         return
     service, job = documents
@@ -85,7 +87,9 @@ def test_stages_wait_for_each_other():
     text = LAUNCHERS["slurm"].render(MANY, TARGETS["slurm"], PLACE, ({"id": "12"}, {"id": "13"}))
     assert "#SBATCH --dependency=afterok:12:13\n" in text
     before = {"place": "/runs/first/jobs/1"}
-    assert "while [ ! -e /runs/first/jobs/1/ended ]" in LAUNCHERS["local"].render(ONE, TARGETS["local"], PLACE, (before,))
+    assert "while [ ! -e /runs/first/jobs/1/ended ]" in LAUNCHERS["local"].render(
+        ONE, TARGETS["local"], PLACE, (before,)
+    )
     for name in ("kubernetes", "skypilot", "ray"):
         with pytest.raises(ValueError, match="submit the next stage when this one is done"):
             LAUNCHERS[name].render(ONE, TARGETS[name], PLACE, (before,))
@@ -123,7 +127,7 @@ def test_what_cannot_be_had_is_said(launcher, job, target, words):
         ({"name": "a" * 60}, "at most 52"),
         ({"nodes": 0}, "nodes is at least 1"),
         ({"gpus": -1}, "gpus is at least 0"),
-        ({"memory": "much"}, "as \"64G\""),
+        ({"memory": "much"}, 'as "64G"'),
         ({"gpus": 3, "processes": 2}, "evenly"),
     ],
 )

@@ -61,9 +61,11 @@ PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
 SlurmctldParameters=preempt_send_user_signal
 GresTypes=gpu
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
-PartitionName=low Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes=n[1-{nodes}] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+NodeName=DEFAULT CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}]
+PartitionName=DEFAULT Nodes=n[1-{nodes}] MaxTime=INFINITE State=UP
+PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -154,7 +156,9 @@ def _wait(holds: object, patience: float, words: str, run: Path) -> None:
 
 
 def _idle(environment: dict[str, str]) -> int:
-    done = subprocess.run(["sinfo", "-h", "-N", "-p", "low", "-o", "%t"], env=environment, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["sinfo", "-h", "-N", "-p", "low", "-o", "%t"], env=environment, capture_output=True, text=True, timeout=20
+    )
     return done.stdout.split().count("idle")
 
 
