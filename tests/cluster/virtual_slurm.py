@@ -144,6 +144,16 @@ def running(run: Path, *, patience: float = 60) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 os.killpg(daemon.pid, signal.SIGKILL)
                 daemon.wait()
+        _end_what_is_left(run)
+
+
+def _end_what_is_left(run: Path) -> None:
+    """Steps on a node that was said to have failed stay behind, and what they had started."""
+    mark = f"SLURM_CONF={run / 'slurm.conf'}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0") and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _wait(holds: object, patience: float, words: str, run: Path) -> None:
