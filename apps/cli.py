@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from apps import distilling, training
+from apps import distilling, launching, training
 
 
 def app(
@@ -69,6 +69,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "monitor": monitor,
     "train": training.train,
     "resume": training.resume,
+    "launch": launching.launch,
+    "status": launching.status,
+    "logs": launching.logs,
+    "cancel": launching.cancel,
+    "requeue": launching.requeue,
     "distill": distilling.distill,
     "doctor": training.doctor,
     "replay": training.replay,

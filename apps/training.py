@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from core.config import Config
     from core.doctor import Finding
 
-OVERRIDES = ("train", "doctor")  # commands whose options are those of a recipe
+OVERRIDES = ("train", "doctor", "launch")  # commands whose options are those of a recipe
 SHUTDOWN = 3600  # seconds that processes get for their last checkpoint
 RECIPE = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
 RUN = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -159,12 +159,17 @@ def replay(run: RUN, step: int | None = None) -> None:
 
 
 def run_with_overrides(command: str, arguments: Sequence[str]) -> None:
-    """`train` and `doctor`, whose options depend on the recipe that comes first."""
+    """`train`, `doctor` and `launch`, whose options depend on the recipe that comes first."""
+    from apps import launching
     from core.recipes import RECIPES, recipe
 
     share_cores()
     prog = f"gramscope {command}"
-    function: Callable[..., None] = train if command == "train" else doctor
+    function, options_of = {
+        "train": (train, _train_options),
+        "doctor": (doctor, _doctor_options),
+        "launch": (launching.launch, launching.launch_options),
+    }[command]
     if not arguments:
         print(f"{_recipes()}\n\nAs in: {prog} smoke\nEvery setting of one: {prog} RECIPE --help")
         return
@@ -178,7 +183,6 @@ def run_with_overrides(command: str, arguments: Sequence[str]) -> None:
         _doctor_of_run(Path(name), options)
         return
     try:
-        options_of = _train_options if command == "train" else _doctor_options
         do = tyro.cli(options_of(recipe(name)), prog=f"{prog} {name}", args=options)
     except ValueError as error:  # no such recipe, or the configuration refuses a value
         raise SystemExit(str(error)) from None

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?")  # what every engine accepts
 MEMORY = re.compile(r"\d+[KMGT]?")
@@ -44,6 +45,12 @@ class Job:
             raise ValueError(f'memory is a number with K, M, G or T, as "64G", not {self.memory!r}')
         if self.gpus and self.gpus % self.processes:
             raise ValueError(f"{self.gpus} GPUs a node cannot be shared by {self.processes} processes evenly")
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What it wants, by the names of `cluster.targets.RESOURCES`."""
+        names = ("nodes", "processes", "gpus", "cpus", "memory", "minutes")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def world(self) -> int:

@@ -8,6 +8,8 @@ smoothed), every rate of `core.schedules.Rates`, `grad_norm_<module>` before cli
     step_seconds         mean over the same steps
     data_share           share of that time spent waiting for the next batch
     memory_gib           largest so far: allocated on the GPU, or of this process where there is none
+    cpus_busy            cores that the main process kept busy, its data workers not counted
+    gpu_busy             share of its last moments in which its GPU did something, where its driver tells
 
 A number that is not finite is written as null: JSON has no other word for it.
 """
@@ -47,7 +49,7 @@ class Metrics:
         self.folder, self.config, self.first_step, self.world_size = folder, config, first_step, world_size
         self.active = False
         self.began, self.written = 0.0, 0  # of all steps that this process has done
-        self.seconds = self.waited = self.last = 0.0  # of the steps since the line before
+        self.seconds = self.waited = self.last = self.busy = 0.0  # of the steps since the line before
         self.steps = 0
 
     def __enter__(self) -> "Metrics":
@@ -135,10 +137,11 @@ class Metrics:
 
         The time left counts it, since more of it will come; not what comes before the first step, which comes once.
         """
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         yield
         took = time.perf_counter() - began
         self.last += took
+        self.busy += time.process_time() - busy
         if not self.written:
             self.began += took
 
@@ -154,8 +157,11 @@ class Metrics:
                 "data_share": min(self.waited / max(self.seconds, 1e-9), 1.0),
             },
         }
+        groups["speed"]["cpus_busy"] = (time.process_time() - self.busy) / max(self.seconds, 1e-9)
         if (memory := peak_memory_gib()) is not None:
             groups["speed"]["memory_gib"] = memory
+        if (busy := gpu_busy()) is not None:
+            groups["speed"]["gpu_busy"] = busy
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         for group, values in groups.items():
             prefix = "grad_norm_" if group == "grad_norm" else ""
@@ -173,7 +179,7 @@ class Metrics:
     def _start_window(self) -> None:
         self.seconds = self.waited = 0.0
         self.steps = 0
-        self.last = time.perf_counter()
+        self.last, self.busy = time.perf_counter(), time.process_time()
 
 
 def open_writers(folder: Path, config: Config, first_step: int) -> list[tuple[Writer, Callable[[], None]]]:
@@ -243,6 +249,16 @@ def peak_memory_gib() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def gpu_busy() -> float | None:
+    """The share of its last moments in which the GPU did something; None without one, or where its driver is mute."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return torch.cuda.utilization() / 100
+    except (ModuleNotFoundError, RuntimeError):  # nvidia-ml-py is not installed, or may not ask
+        return None
 
 
 def _finite(value: float) -> float | None:

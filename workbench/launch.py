@@ -59,9 +59,10 @@ class Plan:
 
 
 def plan(config: Config, target: Target, *, folder: Path | None = None, later: bool = False, **resources: Any) -> Plan:
-    """What `launch` would submit; nothing is made. later: earlier stages are still to run, so what they will leave is not missed.
+    """What `launch` would submit; nothing is made.
 
-    resources: nodes, processes, gpus, cpus, memory, minutes, in place of the target's. Raises ValueError for others.
+    later: earlier stages are still to run, so what they will leave is not missed. resources: nodes, processes, gpus,
+    cpus, memory, minutes, in place of the target's. Raises ValueError for others.
     """
     folder = (Path("runs") / f"{config.name}-new" if folder is None else folder).absolute()
     job = job_for(folder, config, target, **resources)
@@ -132,7 +133,7 @@ def go_on(folder: Path, target: Target | None = None, **resources: Any) -> Submi
         if not before:
             raise ValueError(f"{folder.name} was never submitted; name a target")
         target = before[-1].target
-        resources = {name: getattr(before[-1].job, name) for name in RESOURCES} | resources
+        resources = before[-1].job.resources | resources
     if not (folder / "code" / "source").exists():
         copy_code([Path(core.__file__).parent], folder / "code" / "source")
     return submit(job_for(folder.absolute(), config, target, **resources), target)
@@ -154,7 +155,7 @@ def chain(stages: Sequence[tuple[Config, Path]], target: Target, **resources: An
     return made
 
 
-def fork(run: Path, step: int, folder: Path, *, steps: int | None = None, **changes: Any) -> Config:
+def fork(run: Path, step: int, *, steps: int | None = None, **changes: Any) -> Config:
     """The configuration of a new run that begins with a run's teacher of `step`; its counts start at 0.
 
     changes: parts of the configuration that replace the run's, as optim=.... Raises ValueError for a step without a

@@ -22,8 +22,8 @@ MOST = 8  # candidates measured at once, spread evenly: each costs two maps a pr
 SIDE = 168  # px of a map
 INTRODUCTION = (
     "<p>Gram anchoring pulls the patches of a net back to the relations that they have in an early checkpoint, the "
-    "Gram teacher. The paper found teachers from early in training best, seen at twice the resolution and averaged down. "
-    "Here is what each exported teacher of a run would show.</p>"
+    "Gram teacher. The paper found teachers from early in training best, seen at twice the resolution and averaged "
+    "down. Here is what each exported teacher of a run would show.</p>"
 )
 
 

@@ -57,7 +57,7 @@ def naps_in(tmp_path: Path) -> Callable[..., Job]:
     return make
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm of four virtual nodes, which this process's environment names while it is there."""
     place = Path(__file__).with_name("virtual_slurm.py")

@@ -47,7 +47,8 @@ def test_a_line_has_all_terms_rates_norms_and_speeds(tmp_path):
     assert line["images_per_second"] == config.data.batch_size / 0.5
     assert 0.01 < line["memory_gib"] < 1000
     assert line["time"] > 1.7e9
-    assert len(line) == 2 + 2 + len(rates) + 2 + 4
+    assert 0 <= line["cpus_busy"] < 100
+    assert len(line) == 2 + 2 + len(rates) + 2 + 5
 
 
 def test_speed_is_a_mean_over_the_steps_since_the_line_before(tmp_path):

@@ -98,7 +98,7 @@ def torchrun(folder: Path, processes: int) -> subprocess.Popen:
 
 def losses(run: Path) -> list[dict[str, float]]:
     """What a student's step came to, without times and speeds."""
-    timed = ("time", "images_per_second", "step_seconds", "data_share", "memory_gib")
+    timed = ("time", "images_per_second", "step_seconds", "data_share", "memory_gib", "cpus_busy")
     return [{name: value for name, value in line.items() if name not in timed} for line in read_metrics(run)]
 
 

@@ -88,7 +88,7 @@ def start(folder: Path, config: Config) -> Path:
 
 def lines(folder: Path) -> list[dict]:
     """What the run wrote, without clocks and memory."""
-    clocks = {"time", "images_per_second", "step_seconds", "data_share", "memory_gib"}
+    clocks = {"time", "images_per_second", "step_seconds", "data_share", "memory_gib", "cpus_busy"}
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in clocks} for line in read]
 

@@ -99,6 +99,22 @@ const STYLE = `
   .gs-curve polygon { fill: light-dark(#2563eb, #60a5fa); opacity: .14; }
   .gs-curve i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px solid ${COLORS.query}; }
   .gs-curve i.gs-other { border-left: 1px dashed var(--gs-soft); }
+  &.gs-card { border: 1px solid var(--gs-line); border-radius: 8px; padding: 12px 14px; max-width: 720px; --gs-tone: light-dark(#6b7280, #9ca3af); }
+  &.gs-card.gs-live { --gs-tone: light-dark(#2563eb, #60a5fa); }
+  &.gs-card.gs-bad { --gs-tone: light-dark(#b91c1c, #f87171); }
+  .gs-head { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; font-size: 15px; }
+  .gs-state { color: var(--gs-tone); font-weight: 600; font-size: 13px; }
+  .gs-progress { height: 6px; border-radius: 3px; background: var(--gs-back); overflow: hidden; margin-top: 8px; }
+  .gs-progress i { display: block; height: 100%; background: var(--gs-tone); }
+  .gs-keys { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; color: var(--gs-soft); margin-top: 8px; }
+  .gs-keys i { display: inline-block; width: 10px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: middle; }
+  .gs-chart svg { display: block; width: 100%; height: 120px; }
+  .gs-chart polyline { fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+  .gs-when { margin-top: 8px; font-size: 12px; color: var(--gs-soft); }
+  .gs-when input { flex: 1; accent-color: #2563eb; }
+  .gs-maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(90px, 1fr)); gap: 8px; margin-top: 6px; }
+  .gs-maps img { width: 100%; image-rendering: pixelated; border-radius: 2px; background: var(--gs-back); }
+  .gs-log { font: 11px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 6px 0 0; }
   .gs-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   @media (prefers-reduced-motion: no-preference) { button { transition: background-color .12s; } }
 }
