@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -26,6 +26,7 @@ def launch(
     memory: str | None = None,
     minutes: int | None = None,
     dry_run: bool = False,
+    after: Path | None = None,
     doctor: bool = True,
 ) -> None:
     """Submit a recipe's training to a cluster, or to this machine in the background; every setting is an option.
@@ -42,6 +43,7 @@ def launch(
         memory: Memory of a machine, as 64G.
         minutes: After which it saves, leaves, and goes back into the queue.
         dry_run: Print what would be submitted, and leave.
+        after: Folder of a launched run that has to end well first.
         doctor: Look for what will go wrong first, and refuse on red.
     """
     raise AssertionError("read by run_with_overrides")  # only its help is used
@@ -65,6 +67,7 @@ def launch_options(config: "Config") -> Callable[..., Callable[[], None]]:
         memory: str | None = None,
         minutes: int | None = None,
         dry_run: bool = False,
+        after: Path | None = None,
         doctor: bool = True,
     ) -> Callable[[], None]:
         """Submit this recipe's training to a cluster; every setting below may be changed.
@@ -80,30 +83,46 @@ def launch_options(config: "Config") -> Callable[..., Callable[[], None]]:
             memory: Memory of a machine, as 64G.
             minutes: After which it saves, leaves, and goes back into the queue.
             dry_run: Print what would be submitted, and leave.
+            after: Folder of a launched run that has to end well first.
             doctor: Look for what will go wrong first, and refuse on red.
         """
         wants = {"nodes": nodes, "processes": processes, "gpus": gpus, "cpus": cpus, "memory": memory}
         wants |= {"minutes": minutes}
         resources = {name: value for name, value in wants.items() if value is not None}
-        return lambda: _launch(with_data(settings, data), on, out, dry_run=dry_run, doctor=doctor, **resources)
+        before = [_last(after)] if after is not None else []
+        config = with_data(settings, data)
+        return lambda: _launch(config, on, out, before, dry_run=dry_run, doctor=doctor, **resources)
 
     return launch
 
 
-def _launch(config: "Config", on: str, out: Path | None, *, dry_run: bool, doctor: bool, **resources: object) -> None:
+def _launch(
+    config: "Config",
+    on: str,
+    out: Path | None,
+    before: "list[Submission]",
+    *,
+    dry_run: bool,
+    doctor: bool,
+    **resources: Any,
+) -> None:
     from cluster import LAUNCHERS, find_target
     from core.doctor import report
     from workbench.launch import Refused, launch, plan
 
     try:
         target = find_target(on)
-        planned = plan(config, target, folder=out, **resources)
+        planned = plan(config, target, folder=out, later=bool(before), **resources)
         if planned.findings:
             print(report(planned.findings), file=sys.stderr)
+        if cost := planned.cost_words(target):
+            print(cost, file=sys.stderr)
         if dry_run:
-            print(LAUNCHERS[target.launcher].render(planned.job, target, planned.folder / "jobs" / "1"), end="")
+            handles = tuple(each.handle for each in before)
+            place = planned.folder / "jobs" / "1"
+            print(LAUNCHERS[target.launcher].render(planned.job, target, place, handles), end="")
             return
-        made = launch(config, target, folder=out, force=not doctor, **resources)
+        made = launch(config, target, folder=out, after=before, force=not doctor, **resources)
     except Refused:
         raise SystemExit("not submitted; correct that, or submit all the same with --no-doctor") from None
     except (OSError, ValueError, RuntimeError) as error:

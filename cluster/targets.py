@@ -25,14 +25,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-GPUS = {  # GiB of memory, compute capability; from the makers' data sheets
-    "V100": (32.0, 7.0),
-    "A100-40": (40.0, 8.0),
-    "A100": (80.0, 8.0),
-    "L40S": (48.0, 8.9),
-    "H100": (80.0, 9.0),
-    "H200": (141.0, 9.0),
-    "B200": (180.0, 10.0),
+GPUS = {  # GiB of memory, compute capability, dense TFLOP/s in bf16 (V100: fp16); from the maker's data sheets
+    "V100": (32.0, 7.0, 125.0),
+    "A100-40": (40.0, 8.0, 312.0),
+    "A100": (80.0, 8.0, 312.0),
+    "L40S": (48.0, 8.9, 362.0),
+    "H100": (80.0, 9.0, 989.0),
+    "H200": (141.0, 9.0, 989.0),
+    "B200": (180.0, 10.0, 2250.0),
 }
 RESOURCES = ("nodes", "processes", "gpus", "cpus", "memory", "minutes")
 

@@ -19,6 +19,7 @@ from cluster.job import job_name
 from cluster.snapshot import copy_code
 from cluster.targets import GPUS, RESOURCES
 from core.config import Config
+from core.cost import training_cost
 from core.doctor import Finding, Machine, check, report
 from core.doctor.case import Gpu
 from core.run_folder import check_run, create, new_folder
@@ -32,6 +33,7 @@ LATER = {  # rules on what an earlier stage leaves
     "gram-teacher-architecture",
     "gram-stage-order",
 }
+MFU = 0.35  # share of the peak that large runs of this kind reach in bf16; ours were never run at that size
 MEMORY = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}  # GiB
 
 
@@ -55,7 +57,28 @@ class Plan:
 
     @property
     def red(self) -> list[Finding]:
+        """What has to be mended first."""
         return [finding for finding in self.findings if finding.level == "red"]
+
+    def cost_words(self, target: Target) -> str:
+        """What it costs, in words; empty where that is measured and not computed (frozen teachers)."""
+        try:
+            cost = training_cost(self.config, self.job.world)
+        except ValueError:
+            return ""
+        words = (
+            f"{cost.parameters / 1e6:,.0f} M parameters; {cost.patches / 1e6:.3g} M patches and "
+            f"{cost.flops / 1e12:,.3g} TFLOP a step; a process holds {cost.models_gib:.3g} GiB of models and about "
+            f"{cost.activations_gib:.3g} GiB of activations; a checkpoint has {cost.checkpoint_gib:.3g} GiB"
+        )
+        if not target.gpu:
+            return words
+        tflops = GPUS[target.gpu][2]
+        hours = cost.hours(tflops, MFU)
+        return (
+            f"{words}; {cost.steps:,} steps on {self.job.world} {target.gpu} at {MFU:.0%} of {tflops:g} TFLOP/s take "
+            f"{hours:,.3g} hours"
+        )
 
 
 def plan(config: Config, target: Target, *, folder: Path | None = None, later: bool = False, **resources: Any) -> Plan:
@@ -92,7 +115,7 @@ def machine_of(target: Target, job: Job, folder: Path) -> Machine:
     here = Machine.here(folder)
     gpus: tuple[Gpu, ...] = here.gpus
     if target.gpu and job.gpus:
-        gpus = (Gpu(target.gpu, *GPUS[target.gpu]),) * job.gpus
+        gpus = (Gpu(target.gpu, *GPUS[target.gpu][:2]),) * job.gpus
     elif target.launcher != "local":
         gpus = ()
     memory = float(job.memory[:-1]) * MEMORY[job.memory[-1]] if job.memory else here.memory_gib
@@ -153,6 +176,16 @@ def chain(stages: Sequence[tuple[Config, Path]], target: Target, **resources: An
     for config, folder in stages:
         made.append(launch(config, target, folder=folder, after=made[-1:], **resources))
     return made
+
+
+def evaluate(
+    run: Path, name: str, data: Path, target: Target, *, after: Sequence[Submission] = (), **resources: Any
+) -> Submission:
+    """Submits an evaluation (an entry of `core.evals.EVALS`) of a run's newest teacher, as the last link of a chain."""
+    job = job_for(run.absolute(), check_run(run), target, **resources)
+    arguments = (str(run.absolute()), name, str(data.absolute()))
+    alone = replace(job, module="core.evals", arguments=arguments, nodes=1, processes=1, gpus=min(job.gpus, 1))
+    return submit(alone, target, after=after)
 
 
 def fork(run: Path, step: int, *, steps: int | None = None, **changes: Any) -> Config:
