@@ -1,6 +1,7 @@
 """What a run costs, beside a step that is really done."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +74,28 @@ def test_frozen_teachers_are_measured():
     taught = replace(config, distill=replace(config.distill, features=(TeacherConfig(name="dinov2_vits14_saliency"),)))
     with pytest.raises(ValueError, match="gramscope distill --plan"):
         training_cost(taught)
+
+
+def test_the_table_in_the_documentation_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "7b.md").read_text()
+    rows = {}
+    for line in page.splitlines():
+        if line.startswith("| ") and not line.startswith("| |"):
+            name, *values = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[name] = [float(value.split()[0].replace(",", "")) for value in values]
+    for column, name in enumerate(("vit7b_pretrain", "vit7b_gram", "vit7b_highres")):
+        config = recipe(name)
+        cost = training_cost(config, world=256)
+        found = {
+            "steps": cost.steps,
+            "images a step": config.data.batch_size,
+            "patches a step": cost.patches / 1e6,
+            "arithmetic a step": cost.flops / 1e12,
+            "models and optimizer, a GPU": cost.models_gib,
+            "activations, a GPU (estimate)": cost.activations_gib,
+            "a checkpoint": cost.checkpoint_gib,
+            "hours at 35 % of 989 TFLOP/s": cost.hours(989, 0.35),
+        }
+        assert set(found) == set(rows)
+        for row, value in found.items():
+            assert rows[row][column] == pytest.approx(value, rel=0.01), (name, row)
