@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from core.losses.contrastive import contrastive
 from core.losses.dino import dino_global, dino_local
 from core.losses.features import features
 from core.losses.gram import gram
@@ -17,4 +18,5 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "koleo": koleo,
     "gram": gram,
     "features": features,
+    "contrastive": contrastive,
 }
