@@ -1,4 +1,8 @@
-"""Video segmentation by label propagation: the region similarity J of masks followed from the first frame."""
+"""Video segmentation by label propagation, by DAVIS's measures: region similarity J and contour accuracy F.
+
+J&F of a sequence is the mean of both over its objects and over its frames, the first and the last left out (Perazzi et
+al. 2016, Pont-Tuset et al. 2017).
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +25,38 @@ def jaccard(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) 
     """Region similarity J: the intersection over the union of two masks; 1 where both are empty (DAVIS)."""
     union = np.count_nonzero(predicted | truth)
     return np.count_nonzero(predicted & truth) / union if union else 1.0
+
+
+TOLERANCE = 0.008  # of the picture's diagonal: how far a contour may lie from the true one
+
+
+def contour(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels whose right, lower or lower right neighbour is on the other side; the picture's edge is no contour."""
+    right, below, across = (np.zeros_like(mask) for _ in range(3))
+    right[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
+    below[:-1] = mask[:-1] ^ mask[1:]
+    across[:-1, :-1] = mask[:-1, :-1] ^ mask[1:, 1:]
+    return right | below | across
+
+
+def widened(contour: Bool[np.ndarray, "h w"], radius: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels within `radius` of the contour."""
+    steps = torch.arange(-radius, radius + 1)
+    disk = (steps[:, None] ** 2 + steps**2 <= radius**2).float()[None, None]
+    wide = F.conv2d(torch.from_numpy(contour).float()[None, None], disk, padding=radius)
+    return (wide[0, 0] > 0.5).numpy()
+
+
+def contour_accuracy(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float:
+    """Contour accuracy F: the harmonic mean of how much of each contour lies near the other one."""
+    radius = int(np.ceil(TOLERANCE * np.hypot(*truth.shape)))
+    ours, theirs = contour(predicted), contour(truth)
+    mine, wanted = np.count_nonzero(ours), np.count_nonzero(theirs)
+    if not mine or not wanted:
+        return float(mine == wanted)
+    precision = np.count_nonzero(ours & widened(theirs, radius)) / mine
+    recall = np.count_nonzero(theirs & widened(ours, radius)) / wanted
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def one_hot(mask: Integer[np.ndarray, "h w"], grid: tuple[int, int], objects: int) -> Float[Tensor, "r c K"]:
@@ -47,7 +83,7 @@ def features_of(
         yield extract_batch(backbone, [picture], [geometry])[0].patches
 
 
-def sequence_j(
+def sequence_scores(
     backbone: Backbone,
     frames: Sequence[Path],
     masks: Sequence[Path],
@@ -55,8 +91,8 @@ def sequence_j(
     size: int = 448,
     square: bool = True,
     **how: Any,
-) -> float:
-    """Mean J over a sequence's frames without the first and the last, and over its objects (DAVIS, semi-supervised).
+) -> tuple[float, float]:
+    """Mean J and mean F over a sequence's frames without the first and the last, and over its objects.
 
     size: long side of the model input in pixels; square: frames are squeezed into a square. how: options of `track`.
     """
@@ -70,17 +106,21 @@ def sequence_j(
     for number, labels in enumerate(track(features, first, **how)):
         if 0 < number < len(truth) - 1:
             found = to_mask(labels, height, width)
-            scores.append([jaccard(found == k, truth[number] == k) for k in range(1, objects + 1)])
-    return float(np.mean(scores))
+            pairs = [(found == k, truth[number] == k) for k in range(1, objects + 1)]
+            scores += [(jaccard(*pair), contour_accuracy(*pair)) for pair in pairs]
+    region, boundary = np.mean(scores, axis=0)
+    return float(region), float(boundary)
 
 
 def tracking(backbone: Backbone, folder: Path, **how: Any) -> dict[str, float]:
-    """J of every sequence in `folder`/frames with its masks in `folder`/masks, and `j`, their mean."""
-    scores = {}
+    """J and F of every sequence in `folder`/frames with masks in `folder`/masks; `j`, `f` and `j&f` are means."""
+    scores: dict[str, tuple[float, float]] = {}
     for place in sorted(path for path in (folder / "frames").iterdir() if path.is_dir()):
         frames = sorted(place.glob("*.jpg"))
         masks = [folder / "masks" / place.name / f"{frame.stem}.png" for frame in frames]
-        scores[place.name] = sequence_j(backbone, frames, masks, **how)
+        scores[place.name] = sequence_scores(backbone, frames, masks, **how)
     if not scores:
         raise ValueError(f"{folder / 'frames'} holds no sequences")
-    return {f"{name}/j": value for name, value in scores.items()} | {"j": float(np.mean(list(scores.values())))}
+    region, boundary = np.mean(list(scores.values()), axis=0).tolist()
+    each = {f"{name}/{what}": value for name, pair in scores.items() for what, value in zip("jf", pair, strict=True)}
+    return each | {"j": region, "f": boundary, "j&f": (region + boundary) / 2}

@@ -16,7 +16,6 @@ from core.text import build_dino_text
 from core.text.transformer import TextTransformer
 from core.text.vision_head import VisionHead
 
-
 GOLDEN = Path(__file__).parents[2] / "golden" / "dinotxt.safetensors"
 
 
