@@ -165,7 +165,7 @@ def write_evaluation(folder: Path, finished: int, model: DinoText, tokenizer: To
 def retrieval(
     model: DinoText, tokenizer: Tokenize, items: list[Captioned], config: TextConfig, *, batch: int = 32
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways over all images, their middle squares, and captions, and what chance would get."""
+    """Recall at 1, 5 and 10 both ways over all images (their middle squares) and captions, beside chance."""
     middle = replace(config, crop_scale=(1.0, 1.0), flip=0.0, views=0)
     views = Views(items, model.visual_model, middle, Path())
     device = model.logit_scale.device
