@@ -6,6 +6,7 @@ What is learned is the vision head, the text tower or the projection of a senten
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def train(folder: Path, *, stop_after: int | None = None) -> int:
     optimizer = build_optimizer(model, config)
     finished = load(folder, model, optimizer)
     last = config.steps if stop_after is None else min(stop_after, config.steps)
-    with lock(folder):
-        keep_metrics_before(folder, finished)
+    with lock(folder) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
+            keep_metrics_before(folder, finished)
         for step in range(finished, last):
             began = time.perf_counter()
             seed_step(config.seed, step, world.rank)
@@ -144,7 +146,7 @@ def write_line(
     means = {name: float(distributed.all_mean(value.detach())) for name, value in terms.items()}
     if distributed.is_main():
         line = {"step": step, "time": round(time.time(), 3), "lr": config.lr.at(step, config.steps)}
-        line |= means | {"scale": float(model.scale), "images_per_second": config.batch_size / seconds}
+        line |= means | {"scale": float(model.scale.detach()), "images_per_second": config.batch_size / seconds}
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 

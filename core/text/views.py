@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from core import distributed
 from core.config import DataConfig
 from core.data.augment import Boxes
 from core.data.render import cut_by_kernel
@@ -93,15 +94,17 @@ class Views:
             "settings": [self.config.seed, self.config.image_size, *self.config.crop_scale, self.config.flip],
             "backbone": self.config.backbone,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "seen.json"
         if record.exists() and json.loads(record.read_text()) != told:
             raise ValueError(f"{self.folder} keeps what another run saw; delete it, or use another folder")
-        fresh = not record.exists()
-        mode = "w+" if fresh else "r+"
-        self._tokens = np.memmap(self.folder / "tokens.f16", np.float16, mode, shape=shape)
-        self._known = np.memmap(self.folder / "known.u8", np.uint8, mode, shape=shape[:2])
-        record.write_text(json.dumps(told))
+        files = ((self.folder / "tokens.f16", np.float16, shape), (self.folder / "known.u8", np.uint8, shape[:2]))
+        if not record.exists() and distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path, kind, size in files:
+                np.memmap(path, kind, "w+", shape=size).flush()
+            record.write_text(json.dumps(told))
+        distributed.barrier()  # the others open what the main process has made
+        self._tokens, self._known = (np.memmap(path, kind, "r+", shape=size) for path, kind, size in files)
 
 
 def draw(items: Sequence[Captioned], config: TextConfig, step: int) -> tuple[list[int], list[int]]:
