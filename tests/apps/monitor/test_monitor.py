@@ -53,7 +53,9 @@ def test_every_tab_has_its_content(visit, make_run, tmp_path):
     page.get_by_role("tab", name="Scorecard").click()
     assert page.locator("#scorecard tbody tr").count() >= 12
     page.get_by_role("tab", name="Gram lens").click()
-    page.wait_for_function("() => [...document.querySelectorAll('#lens, #lens *')].find(e => e.view)?.view.grams")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#lens, #lens *')].find(e => e.view)?.view.packs?.length"
+    )
     page.get_by_role("tab", name="Training").click()
     page.wait_for_selector(".js-plotly-plot .scatterlayer")
 
