@@ -47,7 +47,7 @@ def build(watch: Watch) -> gr.Blocks:
         views = [slider, lens, card, loss, seen, where]
 
         def tell(names: list[str], *, fresh: bool = True) -> list[Any]:
-            """Everything that is shown of these runs. fresh: runs that were just chosen, so nobody has pinned a patch."""
+            """Everything that is shown of these runs. fresh: just chosen, so nobody has pinned a patch yet."""
             if not names:
                 return [gr.skip()] * 4 + [(), "Choose a run."]
             try:
