@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError
 
 from core.dense.geometry import pixel_to_displayed, pixel_to_patch, plan
 from workbench.draw import QUERY
@@ -85,7 +86,10 @@ def upload(page: Any, where: str, name: str, data: bytes) -> None:
 def says(page: Any, cell: tuple[int, int]) -> None:
     """Waits until the page names this cell as the query; the picture may be there a moment before the words."""
     words = f"Row {cell[0]}, column {cell[1]}"
-    page.locator("#similarity-readout").get_by_text(words, exact=True).wait_for(timeout=20_000)
+    try:
+        page.locator("#similarity-readout").get_by_text(words, exact=True).wait_for(timeout=60_000)
+    except TimeoutError:
+        pytest.fail(f"{words} in place of {page.inner_text('#similarity-readout')!r}", pytrace=False)
 
 
 def click_pixel(page: Any, size: tuple[int, int], x: float, y: float, selector: str = "#similarity-map img") -> None:
