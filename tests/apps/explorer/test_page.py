@@ -265,6 +265,8 @@ def test_two_users_do_not_meet(visit):
     with new_picture(first, "#similarity-map img"):
         click_pixel(first, (160, 90), 150, 75)
     says(first, pixel_to_patch(plan(160, 90, PATCH, size=256), 150, 75))
+    shapes = [shown(page).shape[1::-1] for page in (first, second)]  # each still has the photograph of its own
+    assert [width / height for width, height in shapes] == pytest.approx([160 / 90, 500 / 375], rel=0.02)
 
 
 def test_locked_colours_stay_from_photo_to_photo(visit):
