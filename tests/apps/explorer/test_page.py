@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import TimeoutError
 
 from core.dense.geometry import pixel_to_displayed, pixel_to_patch, plan
+from tests.apps.explorer.acts import choose, upload
 from workbench.draw import QUERY
 from workbench.images import list_samples
 
@@ -70,17 +71,6 @@ def new_picture(page: Any, selector: str) -> Iterator[None]:
         "([s, old]) => {const e = document.querySelector(s); return e.src !== old && e.complete && e.naturalWidth}"
     )
     page.wait_for_function(changed, arg=[selector, before], timeout=60_000)
-
-
-def choose(page: Any, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def upload(page: Any, where: str, name: str, data: bytes) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.click(f"#{where}-upload")
-    chooser.value.set_files({"name": name, "mimeType": "image/jpeg", "buffer": data})
 
 
 def says(page: Any, cell: tuple[int, int]) -> None:
