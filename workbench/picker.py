@@ -94,7 +94,8 @@ def pictures(found: Sequence[Candidate], probe: int = 0) -> list[tuple[UInt8[np.
         own = (
             basis if candidate is found[0] else align(own, twice.patches, basis, first.patches, valid=twice.valid).basis
         )
-        shown.append(tuple(to_rgb(own, map.patches, valid=map.valid).numpy() for map in (once, twice)))
+        seen = once.valid  # without what was only padded
+        shown.append(tuple(to_rgb(own, map.patches).numpy()[seen.any(1)][:, seen.any(0)] for map in (once, twice)))
     return shown
 
 

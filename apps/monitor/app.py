@@ -46,8 +46,8 @@ def build(watch: Watch) -> gr.Blocks:
                 loss = gr.Plot(show_label=False)
         views = [slider, lens, card, loss, seen, where]
 
-        def tell(names: list[str]) -> list[Any]:
-            """Everything that is shown of these runs."""
+        def tell(names: list[str], *, fresh: bool = True) -> list[Any]:
+            """Everything that is shown of these runs. fresh: just chosen, so nobody has pinned a patch yet."""
             if not names:
                 return [gr.skip()] * 4 + [(), "Choose a run."]
             try:
@@ -55,8 +55,9 @@ def build(watch: Watch) -> gr.Blocks:
             except ValueError as error:
                 return [gr.skip()] * 4 + [(), escape(str(error))]
             last = len(shown.series) - 1
+            state = shown.state if fresh else {k: v for k, v in shown.state.items() if k != "queries"}
             return [
-                files.value(shown.packs, time=last, **shown.state),
+                files.value(shown.packs, time=last, **state),
                 lens_of(files, shown),
                 scorecard_table(shown),
                 run_curves(watch.runs(names)),
@@ -77,7 +78,7 @@ def build(watch: Watch) -> gr.Blocks:
                 raise refusal(str(error)) from None
             if signature == tuple(map(tuple, seen)):
                 return [gr.skip()] * 5 + [told(watch.progress(names))]
-            return tell(names)
+            return tell(names, fresh=False)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(first, None, [chosen, *views], **quiet)

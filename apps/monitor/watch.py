@@ -66,6 +66,7 @@ class Watch:
                 "moments": [{"run": moment.run.name, "step": moment.step} for moment in series.moments],
                 "images": series.images,
                 "curves": curves_of(series),
+                "queries": [_middle(pack) for pack in table[0]],
             }
             self._last = signature, Shown(series, table, state)
         return self._last[1]
@@ -82,6 +83,12 @@ class Watch:
 
     def _paths(self) -> list[Path]:
         return [self.folder] if (self.folder / "config.json").is_file() else runs_in(self.folder)
+
+
+def _middle(pack: Pack) -> dict[str, Any]:
+    """A query to begin with, so that there is something to see."""
+    width, height = pack.geometry.width, pack.geometry.height
+    return {"image": pack.picture["digest"], "x": width / 2, "y": height / 2, "sign": 1}
 
 
 def _reference(moments: int) -> int:

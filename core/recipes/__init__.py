@@ -1,13 +1,14 @@
 """Named complete runs: each a short function that returns a `Config`, listed in RECIPES.
 
-official.py says what the release does, nano.py has the same three stages for two cores, taught.py students of frozen
-models. Several students at once are in `core.sets`.
+official.py says what the release does, nano.py has the same three stages for two cores, laboratory.py breaks and heals
+dense features, taught.py has students of frozen models. Several students at once are in `core.sets`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from core.config import Config, SourceConfig, TeacherConfig
+from core.recipes.laboratory import decay, heal, heal_without
 from core.recipes.nano import nano_gram, nano_highres, nano_pretrain, smoke
 from core.recipes.official import (
     vit7b_gram,
@@ -30,6 +31,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "nano_pretrain": nano_pretrain,
     "nano_gram": nano_gram,
     "nano_highres": nano_highres,
+    "decay": decay,
+    "heal": heal,
+    "heal_without": heal_without,
     "embedded": embedded,
     "embedded_highres": embedded_highres,
 }

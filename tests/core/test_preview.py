@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from core.config import Config, CropsConfig, CropSizes, DataConfig, HeadConfig, ModelConfig, RunConfig, SourceConfig
+from core.config import (
+    Config,
+    CropsConfig,
+    CropSizes,
+    DataConfig,
+    HeadConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SourceConfig,
+)
 from core.preview import first_terms
 from core.run_folder import create
 from core.train import train
@@ -20,6 +30,7 @@ def config() -> Config:
         model=ModelConfig(arch="vit_nano", patch_size=8, drop_path=0.2, layer_scale=0.1),
         crops=CropsConfig(sizes=(CropSizes(global_size=32, local_size=16),), num_local=2),
         data=DataConfig(sources=(SourceConfig(path="tiny"),), batch_size=4, workers=0),
+        parallel=ParallelConfig(precision="fp32", compile=False),
         run=RunConfig(log_every=1, checkpoint_every=0, export_every=0),
     )
     return replace(base, dino=replace(base.dino, head=HEAD), ibot=replace(base.ibot, head=HEAD))

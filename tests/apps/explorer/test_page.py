@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError
 
 from core.dense.geometry import pixel_to_displayed, pixel_to_patch, plan
+from tests.apps.explorer.acts import choose, upload
 from workbench.draw import QUERY
 from workbench.images import list_samples
 
@@ -71,21 +73,13 @@ def new_picture(page: Any, selector: str) -> Iterator[None]:
     page.wait_for_function(changed, arg=[selector, before], timeout=60_000)
 
 
-def choose(page: Any, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def upload(page: Any, where: str, name: str, data: bytes) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.click(f"#{where}-upload")
-    chooser.value.set_files({"name": name, "mimeType": "image/jpeg", "buffer": data})
-
-
 def says(page: Any, cell: tuple[int, int]) -> None:
     """Waits until the page names this cell as the query; the picture may be there a moment before the words."""
     words = f"Row {cell[0]}, column {cell[1]}"
-    page.locator("#similarity-readout").get_by_text(words, exact=True).wait_for(timeout=20_000)
+    try:
+        page.locator("#similarity-readout").get_by_text(words, exact=True).wait_for(timeout=60_000)
+    except TimeoutError:
+        pytest.fail(f"{words} in place of {page.inner_text('#similarity-readout')!r}", pytrace=False)
 
 
 def click_pixel(page: Any, size: tuple[int, int], x: float, y: float, selector: str = "#similarity-map img") -> None:
@@ -261,6 +255,8 @@ def test_two_users_do_not_meet(visit):
     with new_picture(first, "#similarity-map img"):
         click_pixel(first, (160, 90), 150, 75)
     says(first, pixel_to_patch(plan(160, 90, PATCH, size=256), 150, 75))
+    shapes = [shown(page).shape[1::-1] for page in (first, second)]  # each still has the photograph of its own
+    assert [width / height for width, height in shapes] == pytest.approx([160 / 90, 500 / 375], rel=0.02)
 
 
 def test_locked_colours_stay_from_photo_to_photo(visit):

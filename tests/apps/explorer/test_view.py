@@ -12,6 +12,7 @@ from PIL import Image
 from core.dense.geometry import patch_centre, pixel_to_patch, plan
 from core.dense.similarity import cosine_map
 from core.models.weights import load_backbone
+from tests.apps.explorer.acts import choose, upload
 from workbench import extract, open_image
 from workbench.images import list_samples
 
@@ -42,11 +43,6 @@ def complete(page: Any, view: str, condition: str = "true") -> None:
     page.wait_for_function(
         f"id => {{ const v = {VIEW}(id); return {there} && ({condition}) }}", arg=view, timeout=120_000
     )
-
-
-def choose(page: Any, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
 
 
 def canvas(page: Any, view: str = "similarity-view", pane: int = 0) -> dict[str, float]:
@@ -131,11 +127,9 @@ def test_a_large_photo_is_hovered_while_it_sharpens(visit):
     page.get_by_role("tab", name="4K", exact=True).click()
     blobs = np.random.default_rng(0).integers(0, 256, (28, 38, 3), np.uint8)
     image = Image.fromarray(blobs).resize((1500, 1100), Image.Resampling.BICUBIC)
-    with page.expect_file_chooser() as chooser:
-        page.click("#large-upload")
     file = io.BytesIO()
     image.save(file, "PNG")
-    chooser.value.set_files({"name": "wide.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    upload(page, "large", "wide.png", file.getvalue(), "image/png")
     page.wait_for_timeout(2000)
     choose(page, "Tile", "512 px")
     page.click("#large-start")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from apps.monitor.teacher import free_name, spread
+from apps.monitor.teacher import free_name, likely, spread
 from workbench.runs import open_run
 
 SLIDER = "() => [...document.querySelectorAll('#slider, #slider *')].find(e => e.view)?.view"
@@ -40,9 +40,13 @@ def test_a_run_is_shown_and_a_new_step_comes_without_reloading(visit, make_run, 
     assert moments(page) == [0, 10]
     page.evaluate("() => (window.kept = true)")  # gone after a reload
     page.evaluate(f"() => ({SLIDER})().go(0)")
+    pinned = page.evaluate(f"() => ({SLIDER})().get('queries')")
+    assert len(pinned) == 3  # a patch in the middle of every image, to begin with
+    page.evaluate(f"() => ({SLIDER})().host.state.set('queries', [])")
     make_run.probe(folder, 20)
     page.wait_for_function(f"() => ({SLIDER})().get('moments').length === 3", timeout=30_000)
     assert moments(page) == [0, 10, 20] and page.evaluate("() => window.kept")
+    assert page.evaluate(f"() => ({SLIDER})().get('queries')") == []  # what was let go of stays so
     page.wait_for_function(f"() => ({SLIDER})().inner.panes[0].pack?.header.labels.step === '20'", timeout=30_000)
 
 
@@ -53,7 +57,9 @@ def test_every_tab_has_its_content(visit, make_run, tmp_path):
     page.get_by_role("tab", name="Scorecard").click()
     assert page.locator("#scorecard tbody tr").count() >= 12
     page.get_by_role("tab", name="Gram lens").click()
-    page.wait_for_function("() => [...document.querySelectorAll('#lens, #lens *')].find(e => e.view)?.view.grams")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#lens, #lens *')].find(e => e.view)?.view.packs?.length"
+    )
     page.get_by_role("tab", name="Training").click()
     page.wait_for_selector(".js-plotly-plot .scatterlayer")
 
@@ -88,6 +94,12 @@ def test_a_gram_teacher_is_chosen_and_the_next_stage_written(visit, taught, tmp_
 def test_candidates_are_spread_over_the_run():
     assert spread(range(0, 1000, 10), 5) == [0, 250, 500, 740, 990]
     assert spread([3, 4]) == [3, 4] and spread([]) == []
+
+
+def test_the_choice_begins_with_what_was_measured_or_early():
+    steps = [0, 500, 1500, 3000, 4500]
+    assert likely(steps, {}) == 500
+    assert likely(steps, {0: 0.5, 1500: 0.6, 4500: 0.4, 77: 0.9}) == 1500
 
 
 def test_the_next_stage_gets_a_name_that_is_free(make_run, tmp_path):

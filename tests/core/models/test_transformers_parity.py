@@ -15,6 +15,7 @@ from core.models.vit import VisionTransformer
 from core.models.weights import load_backbone, save_backbone
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+initialization = pytest.importorskip("transformers.initialization", reason="transformers is not installed")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -87,7 +88,7 @@ def test_transformers_computes_the_same_from_what_we_save(name: str, tmp_path: P
 @pytest.mark.parametrize("name", BACKBONES)
 def test_we_compute_the_same_from_what_transformers_saves(name: str, tmp_path: Path) -> None:
     shape = mould(name)
-    with transformers.initialization.no_init_weights():
+    with initialization.no_init_weights():
         model = transformers.AutoModel.from_config(transformers_config(shape), attn_implementation="eager").eval()
     randomise(model, seed=2)
     model.save_pretrained(tmp_path)
