@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.models import Backbone
-from core.text.transformer import TextTransformer
+from core.text.sentence import SentenceModel
+from core.text.transformer import Projection, TextTransformer
 from core.text.vision_head import VisionHead
 
 TEMPERATURE = 0.07  # at the start: the learned scale is the logarithm of its inverse
@@ -36,8 +37,14 @@ class VisualModel(nn.Module):
     def __init__(self, backbone: Backbone, head: VisionHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        for parameter in backbone.parameters():
-            parameter.requires_grad_(False)
+        backbone.requires_grad_(False)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of a patch's side. Raises ValueError for a backbone that has no patches of its own."""
+        if self.backbone.patch_size is None:
+            raise ValueError("text needs a backbone with patches: a ConvNeXt is given its patch_size")
+        return self.backbone.patch_size
 
     def train(self, mode: bool = True) -> "VisualModel":
         """Training mode is the head's alone."""
@@ -66,23 +73,23 @@ class TextModel(nn.Module):
     def __init__(self, backbone: TextTransformer, out_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.ModuleDict({"linear_projection": nn.Linear(backbone.dim, out_dim, bias=False)})
+        self.head = Projection(backbone.dim, out_dim)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         self.backbone.init_weights()
-        nn.init.normal_(self.head["linear_projection"].weight, std=self.backbone.dim**-0.5)
+        self.head.init_weights()
 
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B E"]:
         """A vector a text: that of its last token, which has the largest number."""
-        every = self.head["linear_projection"](self.backbone(tokens))
+        every = self.head(self.backbone(tokens))
         return every[torch.arange(len(tokens), device=tokens.device), tokens.argmax(1)]
 
 
 class DinoText(nn.Module):
     """Both towers and the learned scale of their cosines. Names of tensors are those of the released file."""
 
-    def __init__(self, visual: VisualModel, text: nn.Module) -> None:
+    def __init__(self, visual: VisualModel, text: TextModel | SentenceModel) -> None:
         super().__init__()
         self.visual_model, self.text_model = visual, text
         self.logit_scale = nn.Parameter(torch.empty(1))
@@ -107,7 +114,7 @@ class DinoText(nn.Module):
     @property
     def out_dim(self) -> int:
         """Channels of the common space; patches have half of them."""
-        return int(self.text_model.head["linear_projection"].weight.shape[0])
+        return int(self.text_model.head.linear_projection.weight.shape[0])
 
     def encode_image(self, images: Float[Tensor, "B 3 h w"], *, normalize: bool = False) -> ImageFeatures:
         """Images as the backbone takes them: normalised colours, sides that its patches divide."""

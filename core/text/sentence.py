@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from core.text.transformer import Projection
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as WordPiece
 
@@ -34,10 +36,10 @@ class SentenceBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-12)
 
     def forward(self, x: Float[Tensor, "B N D"], seen: Tensor) -> Float[Tensor, "B N D"]:
-        parts = (
+        q, k, v = (
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(*parts, attn_mask=seen[:, None, None])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
         x = self.norm1(x + self.proj(mixed.transpose(1, 2).flatten(2)))
         return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
 
@@ -141,14 +143,14 @@ class SentenceModel(nn.Module):
     def __init__(self, encoder: SentenceEncoder, out_dim: int) -> None:
         super().__init__()
         self.encoder = [encoder]  # in a list: its weights are a package's, not this model's
-        self.head = nn.ModuleDict({"linear_projection": nn.Linear(encoder.dim, out_dim, bias=False)})
+        self.head = Projection(encoder.dim, out_dim)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """The projection as a text tower's."""
-        nn.init.normal_(self.head["linear_projection"].weight, std=self.encoder[0].dim ** -0.5)
+        self.head.init_weights()
 
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B E"]:
         with torch.no_grad():
             sentences = self.encoder[0](tokens)
-        return self.head["linear_projection"](sentences)
+        return self.head(sentences)

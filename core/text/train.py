@@ -101,7 +101,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def build_optimizer(model: nn.Module, config: TextConfig) -> torch.optim.AdamW:
     """AdamW; vectors, norms, biases and the scale do not decay (as released: by rank and by name)."""
-    spared, others = [], []
+    spared: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in trained(model).items():
         small = parameter.ndim < 2 or any(word in name for word in ("bn", "ln", "bias", "logit_scale"))
         (spared if small else others).append(parameter)

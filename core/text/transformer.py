@@ -40,6 +40,21 @@ class TextBlock(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
 
+class Projection(nn.Module):
+    """The last of a text tower, into the common space, under the name it has in the released file."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_projection = nn.Linear(dim, out_dim, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        nn.init.normal_(self.linear_projection.weight, std=self.linear_projection.in_features**-0.5)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
+        return self.linear_projection(x)
+
+
 class TextTransformer(nn.Module):
     """Tokens and learned positions through pre-norm blocks. Numbers are undefined until `init_weights()`."""
 

@@ -70,16 +70,17 @@ class Views:
         height, width = picture.shape[-2:]
         numbers = self._numbers(row, key, 41)
         side = min(height, width)
-        box = ((height - side) // 2, (width - side) // 2, side, side)
+        top, left, h, w = (height - side) // 2, (width - side) // 2, side, side
         low, high = self.config.crop_scale
-        for area, shape, top, left in numbers[:40].reshape(10, 4):
+        for area, shape, down, right in numbers[:40].reshape(10, 4):
             wanted = height * width * (low + area * (high - low))
             ratio = np.exp(np.log(RATIO[0]) + shape * (np.log(RATIO[1]) - np.log(RATIO[0])))
-            w, h = round(float(np.sqrt(wanted * ratio))), round(float(np.sqrt(wanted / ratio)))
-            if 0 < w <= width and 0 < h <= height:
-                box = int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+            wide, tall = round(float(np.sqrt(wanted * ratio))), round(float(np.sqrt(wanted / ratio)))
+            if 0 < wide <= width and 0 < tall <= height:
+                top, left, h, w = int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide
                 break
-        boxes = Boxes(*(np.array([side]) for side in box), flip=np.array([numbers[40] < self.config.flip]))
+        edges = (np.array([edge]) for edge in (top, left, h, w))
+        boxes = Boxes(*edges, np.array([numbers[40] < self.config.flip]))
         return cut_by_kernel([picture], boxes, self.config.image_size)[0]
 
     def _open(self) -> None:

@@ -70,7 +70,7 @@ def patch_cosines(
 ) -> Float[Tensor, "B C H W"]:
     """Cosines of patches and classes on the patch grid."""
     patches = F.normalize(model.encode_image(images).patches, dim=-1)
-    size = model.visual_model.backbone.patch_size
+    size = model.visual_model.patch_size
     rows, cols = images.shape[-2] // size, images.shape[-1] // size
     return (patches @ classes.T).transpose(1, 2).unflatten(2, (rows, cols))
 
@@ -121,7 +121,7 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 def _fitted(model: DinoText, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 y x"]:
     """The image, stretched to sides that patches divide where it has others."""
-    patch = model.visual_model.backbone.patch_size
+    patch = model.visual_model.patch_size
     sides = [max(round(side / patch), 1) * patch for side in image.shape[-2:]]
     if sides == list(image.shape[-2:]):
         return image
