@@ -165,11 +165,12 @@ def run_with_overrides(command: str, arguments: Sequence[str]) -> None:
 
     share_cores()
     prog = f"gramscope {command}"
-    function, options_of = {
+    commands: dict[str, tuple[Callable[..., Any], Any]] = {
         "train": (train, _train_options),
         "doctor": (doctor, _doctor_options),
         "launch": (launching.launch, launching.launch_options),
-    }[command]
+    }
+    function, options_of = commands[command]
     if not arguments:
         print(f"{_recipes()}\n\nAs in: {prog} smoke\nEvery setting of one: {prog} RECIPE --help")
         return

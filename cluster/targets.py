@@ -45,9 +45,7 @@ class Target:
     launcher: str
     partition: str = ""  # Slurm
     account: str = ""  # Slurm
-    address: str = (
-        ""  # of the nodes, where their names do not lead to them (Slurm); of Ray's dashboard; kubectl's context
-    )
+    address: str = ""  # of nodes whose names do not lead to them (Slurm); of Ray's dashboard; kubectl's context
     gpu: str = ""  # an entry of GPUS: what each of its GPUs is, for the doctor
     image: str = ""  # of the container (Kubernetes, SkyPilot)
     volume: str = ""  # claim that is mounted at the run's folder's place (Kubernetes)
@@ -110,7 +108,7 @@ def _target(name: str, entry: Any, path: Path) -> Target:
         parts = {list: list, dict: lambda table: table.values()}.get(kind, lambda _: [])
         if type(value) is not kind or any(type(part) is not str for part in parts(value)):
             raise ValueError(f"{path}: [{name}] {key} is {WORDS[kind]}, not {value!r}")
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Target(name=name, **plain)
 
 
@@ -130,7 +128,8 @@ def find_target(text: str, path: Path | None = None) -> Target:
         if launcher not in LAUNCHERS or (detail and launcher not in more):
             known = ", ".join([*named, *LAUNCHERS])
             raise ValueError(f"no target called {text!r}; known: {known}; name your own in {targets_file()}")
-        target = Target(name=text, launcher=launcher, **({more[launcher]: detail} if detail else {}))
+        told: dict[str, Any] = {more[launcher]: detail} if detail else {}
+        target = Target(name=text, launcher=launcher, **told)
     if target.launcher not in LAUNCHERS:
         raise ValueError(f"[{text}] has the launcher {target.launcher!r}; known: {', '.join(LAUNCHERS)}")
     if target.gpu and target.gpu not in GPUS:

@@ -64,6 +64,7 @@ def training_cost(config: Config, world: int = 1) -> Cost:
 
 def cells(backbone: Backbone, side: int) -> int:
     """Patches of a square crop."""
+    assert backbone.patch_size is not None, "a network that says what its cells are"
     return (side // backbone.patch_size) ** 2
 
 

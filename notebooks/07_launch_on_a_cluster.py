@@ -46,8 +46,8 @@ run.probe_every = 4
 
 # %% [markdown]
 # ## Found again
-# A new kernel, another machine, the monitor: whoever knows the folder finds the run, because the state lies in it. (With
-# `%gramscope attach RUN` this is a card again.)
+# A new kernel, another machine, the monitor: whoever knows the folder finds the run, because the state lies in it.
+# (With `%gramscope attach RUN` this is a card again.)
 
 # %%
 [(each.number, each.target.name, each.handle["id"]) for each in submissions(RUN)]

@@ -117,12 +117,12 @@ def maps_of(run: Run) -> list[dict[str, Any]]:
         return []
     first = max(len(series) - KEPT, 0)
     shown = []
-    for moment, row in list(zip(series.moments, series.colored(reference=min(1, len(series) - 1)), strict=True))[
-        first:
-    ]:
+    rows = series.colored(reference=min(1, len(series) - 1))
+    for moment, row in list(zip(series.moments, rows, strict=True))[first:]:
         pictures = []
         for name, pack in list(zip(series.images, row, strict=True))[:SHOWN]:
             features = pack.features()
+            assert pack.basis is not None  # colored() gives each pack one
             seen = features.valid  # without what was only padded
             cells = to_rgb(pack.basis, features.patches).numpy()[seen.any(1)][:, seen.any(0)]
             pictures.append({"name": name, "picture": _url(cells)})

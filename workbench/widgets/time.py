@@ -1,6 +1,6 @@
 """The checkpoint slider as a notebook widget: a photograph through the checkpoints of a run, and the curves beneath."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,13 @@ class TimeSlider(PackWidget):
 
     @traitlets.validate("queries", "camera", "limits")
     def _checked(self, proposal: Any) -> Any:
-        check = {"queries": check_queries, "camera": check_camera, "limits": check_limits}[proposal.trait.name]
+        checks: dict[str, Callable[[Any, Any], object]] = {
+            "queries": check_queries,
+            "camera": check_camera,
+            "limits": check_limits,
+        }
         try:
-            check(self.packs, proposal.value)
+            checks[proposal.trait.name](self.packs, proposal.value)
         except ValueError as error:
             raise traitlets.TraitError(str(error)) from error
         return proposal.value
