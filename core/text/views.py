@@ -79,8 +79,8 @@ class Views:
             if 0 < wide <= width and 0 < tall <= height:
                 top, left, h, w = int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide
                 break
-        edges = (np.array([edge]) for edge in (top, left, h, w))
-        boxes = Boxes(*edges, np.array([numbers[40] < self.config.flip]))
+        top_, left_, h_, w_ = (np.array([edge]) for edge in (top, left, h, w))
+        boxes = Boxes(top_, left_, h_, w_, flip=np.array([numbers[40] < self.config.flip]))
         return cut_by_kernel([picture], boxes, self.config.image_size)[0]
 
     def _open(self) -> None:
