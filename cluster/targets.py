@@ -105,8 +105,9 @@ def _target(name: str, entry: Any, path: Path) -> Target:
         raise ValueError(f"{path}: [{name}] names no launcher")
     for key, value in entry.items():
         kind = KINDS.get(key, str)
-        parts = {list: list, dict: lambda table: table.values()}.get(kind, lambda _: [])
-        if type(value) is not kind or any(type(part) is not str for part in parts(value)):
+        kept = type(value) is kind
+        parts = value.values() if kept and kind is dict else value if kept and kind is list else []
+        if not kept or any(type(part) is not str for part in parts):
             raise ValueError(f"{path}: [{name}] {key} is {WORDS[kind]}, not {value!r}")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Target(name=name, **plain)
