@@ -225,4 +225,4 @@ def test_maps_that_are_not_square_are_refused():
 
 
 def test_every_term_is_listed():
-    assert set(LOSSES) == {"dino_local", "dino_global", "ibot", "koleo", "gram", "features"}
+    assert set(LOSSES) == {"dino_local", "dino_global", "ibot", "koleo", "gram", "features", "contrastive"}

@@ -29,7 +29,7 @@ class Painter(DinoText):
     """A model that sees colours: a patch is its mean colour, a text the colour that it names."""
 
     out_dim = 6
-    visual_model = SimpleNamespace(backbone=SimpleNamespace(patch_size=8))
+    visual_model = SimpleNamespace(patch_size=8)
 
     def __init__(self):
         torch.nn.Module.__init__(self)
