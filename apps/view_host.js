@@ -17,11 +17,17 @@ const host = (urlReader) => ({
       told = { ...told, state: { ...told.state, [name]: value } };
       props.value = told;
       call(name);
+      if (name === "asked") trigger("submit", told.state); // what only the server can answer
     },
     on: (name, callback) => {
       (listeners[name] ??= []).push(callback);
       return () => listeners[name].splice(listeners[name].indexOf(callback), 1);
     },
+  },
+  blob: async (name) => {
+    const answer = await fetch(served(told.blobs[name]));
+    if (!answer.ok) throw new Error("The server has let go of this clip; choose it again.");
+    return new Uint8Array(await answer.arrayBuffer());
   },
   reader: (id) => urlReader(served(told.packs.find((pack) => pack.id === id).path)),
 });
@@ -30,7 +36,7 @@ const host = (urlReader) => ({
 watch("value", () => {
   const next = JSON.parse(JSON.stringify(props.value ?? told));
   const before = told;
-  told = { packs: next.packs, state: { ...before.state, ...next.state } };
+  told = { packs: next.packs, blobs: { ...before.blobs, ...next.blobs }, state: { ...before.state, ...next.state } };
   const names = new Set([...Object.keys(before.state), ...Object.keys(told.state)]);
   for (const name of names) if (JSON.stringify(before.state[name]) !== JSON.stringify(told.state[name])) call(name);
   if (JSON.stringify(before.packs) !== JSON.stringify(told.packs)) call("pack_ids");

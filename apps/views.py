@@ -1,9 +1,10 @@
 """Views on a page of Gradio: the modules that notebooks use, fed with files of this server."""
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class PackFiles:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._files: OrderedDict[str, Path] = OrderedDict()
+        self._contents: OrderedDict[Path, None] = OrderedDict()
         self._made: OrderedDict[tuple[int, ...], tuple[list[Look], Pack]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -58,6 +60,23 @@ class PackFiles:
         """What the view on the page is told: where its packs are, and the state to change."""
         with self._guard:
             return {"packs": [{"id": pack.id, "path": str(self._file(pack))} for pack in packs], "state": state}
+
+    def blobs(self, contents: Mapping[str, bytes]) -> dict[str, str]:
+        """Other bytes that a view reads by name, as files that the page may fetch; equal ones share a file."""
+        return {name: str(self._content(content)) for name, content in contents.items()}
+
+    def _content(self, content: bytes) -> Path:
+        folder = Path(get_upload_folder()) / "packs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.bin"
+        with self._guard:
+            if not path.exists():
+                path.write_bytes(content)
+            self._contents[path] = None
+            self._contents.move_to_end(path)
+            while len(self._contents) > self._kept:
+                self._contents.popitem(last=False)[0].unlink(missing_ok=True)
+        return path
 
     def _file(self, pack: Pack) -> Path:
         if pack.id not in self._files or not self._files[pack.id].exists():

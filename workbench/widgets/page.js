@@ -115,6 +115,21 @@ const STYLE = `
   .gs-maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(90px, 1fr)); gap: 8px; margin-top: 6px; }
   .gs-maps img { width: 100%; image-rendering: pixelated; border-radius: 2px; background: var(--gs-back); }
   .gs-log { font: 11px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 6px 0 0; }
+  &.gs-video-view > .gs-tools { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
+  [role=radiogroup] { display: inline-flex; gap: 4px; }
+  button[role=radio][aria-checked=true] { outline: 2px solid light-dark(#2563eb, #60a5fa); outline-offset: 1px; }
+  .gs-objects button { border-left: 10px solid var(--gs-object); min-width: 2.4em; }
+  .gs-main { touch-action: none !important; }
+  .gs-line { margin-top: 10px; grid-template-columns: auto minmax(100px, 1fr) 5em; }
+  .gs-line .gs-ticks { height: 8px; }
+  .gs-ticks i { position: absolute; top: 0; height: 8px; border-left: 2px solid light-dark(#c2410c, #fb923c); margin-left: -1px; }
+  .gs-follow { font-weight: 600; }
+  button:disabled { opacity: .45; }
+  &.gs-video-view { --gs-tone: light-dark(#2563eb, #60a5fa); }
+  .gs-votes { display: flex; flex-wrap: wrap; gap: 8px; min-height: 24px; }
+  .gs-votes figure { width: 150px; margin: 0; }
+  .gs-votes canvas { width: 150px; display: block; border-radius: 2px; }
+  .gs-votes figcaption { font-size: 12px; margin: 2px 0 0; }
   .gs-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   @media (prefers-reduced-motion: no-preference) { button { transition: background-color .12s; } }
 }

@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from apps.explorer.tabs import about, large, pca, similarity
+from apps.explorer.tabs import about, follow, large, pca, similarity
 
-TABS: dict[str, ModuleType] = {"similarity": similarity, "pca": pca, "large": large, "about": about}
+TABS: dict[str, ModuleType] = {"similarity": similarity, "pca": pca, "follow": follow, "large": large, "about": about}

@@ -1,0 +1,325 @@
+"""Objects followed through a clip whose features are at hand: marked, corrected, and every vote on record.
+
+The label propagation of `core.dense.propagation` (paper, section 6.1.5 and appendix D.5) for people who try things out.
+Who resembles whom does not depend on what is marked, so it is searched once: another mark, correction, topk or
+temperature then costs milliseconds. Frames that were marked, the first one and every correction, stay in the context
+for good, and of the others those since the last mark are asked; where nothing is corrected, that is the paper's way.
+"""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from core.dense.extract import Progress
+from core.dense.geometry import Cell
+from core.dense.propagation import CONTEXT, RADIUS, TEMPERATURE, TOPK
+from core.threads import evenly, in_threads, num_threads
+
+CANDIDATES = 16  # kept of each search: any topk up to this needs no new one
+LEAD = 64  # channels of the first search, the clip's principal ones; what it finds is measured again with all of them
+SHORTLIST = 32  # patches that are measured again
+TILE = 8  # patches along the side of a block that is searched at once
+KEPT = 8  # searches a frame that are remembered: 230 kB each for 32 x 57 patches
+GROUPS = 16  # values that compete before they are sorted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Who votes, and how votes are weighed; the defaults are the official notebook's."""
+
+    context: int = CONTEXT  # frames before this one, beside the marked ones
+    radius: float | None = RADIUS  # patches, from a patch's own place; None: from anywhere
+    topk: int = TOPK  # votes a patch
+    temperature: float = TEMPERATURE
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.topk < 1 or not self.temperature > 0 or (self.radius or 0) < 0:
+            raise ValueError(
+                "context and topk are at least 1, temperature is positive and radius not negative; got "
+                f"{self.context}, {self.topk}, {self.temperature}, {self.radius}"
+            )
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One of the patches that decided what another patch is."""
+
+    frame: int
+    row: int
+    col: int
+    weight: float  # of all the votes for this patch, which sum to 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Followed:
+    """What became of the marks: soft labels of every frame, and who voted for them."""
+
+    labels: Float[Tensor, "T H W K"]  # background first; all zero before the first mark
+    voters: Integer[Tensor, "T P k"]  # frame x patches + patch, strongest first; -1 where there is none
+    weights: Float[Tensor, "T P k"]
+    marks: Mapping[int, Integer[Tensor, "H W"]]
+    rules: Rules
+
+    @property
+    def masks(self) -> Integer[Tensor, "T H W"]:
+        """The likeliest object of every patch, 0 for the background."""
+        return self.labels.argmax(dim=-1)
+
+    def votes(self, frame: int, cell: Cell) -> list[Vote]:
+        """The patches that voted for one, strongest first; none in a frame that was marked or comes before one.
+
+        IndexError for a frame or a cell that is not there.
+        """
+        _, rows, cols, _ = self.labels.shape
+        row, col = cell
+        if not (0 <= frame < len(self.labels) and 0 <= row < rows and 0 <= col < cols):
+            raise IndexError(f"no patch {row}, {col} in frame {frame}: {len(self.labels)} frames of {rows}x{cols}")
+        place = row * cols + col
+        pairs = zip(self.voters[frame, place].tolist(), self.weights[frame, place].tolist(), strict=True)
+        return [
+            Vote(voter // (rows * cols), *divmod(voter % (rows * cols), cols), weight)
+            for voter, weight in pairs
+            if voter >= 0 and weight > 0
+        ]
+
+
+class Follower:
+    """The features of a clip's frames, ready to carry marks from one to the next.
+
+        follower = Follower(features)                        # (frames, rows, columns, channels), of any length
+        found = follower.follow({0: mask})                   # numbers of objects on the patch grid, 0: background
+        again = follower.follow({0: mask, 20: better}, former=found)   # frames 0 to 19 stay as they were
+
+    exact: search with all channels. Otherwise the principal ones of the clip choose a short list, which is then
+    measured with all of them: six times less arithmetic, and now and then another patch among the last of the topk.
+    """
+
+    def __init__(self, features: Float[Tensor, "T H W D"], *, exact: bool = False) -> None:
+        if not len(features):
+            raise ValueError("a clip needs at least one frame")
+        unit = torch.stack([F.normalize(frame.float(), dim=-1).to(features.dtype) for frame in features])
+        self.rows, self.cols = features.shape[1:3]
+        self.unit = unit.flatten(1, 2)  # (T, P, D)
+        whole = exact or features.shape[-1] <= LEAD
+        self._lead = unit.float() if whole else unit.float() @ _principal(self.unit, LEAD)
+        self._short = not whole
+        self._found: OrderedDict[tuple[int, tuple[int, ...], float | None, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def follow(
+        self,
+        marks: Mapping[int, Integer[Tensor, "H W"]],
+        rules: Rules | None = None,
+        *,
+        former: Followed | None = None,
+        progress: Progress | None = None,
+    ) -> Followed:
+        """Labels of all frames from the first mark on; a marked frame keeps its own.
+
+        former: an answer with other marks, of which the frames before the first difference are taken over. progress is
+        told after every frame, and cancels by raising: `former` is as good as before. ValueError for marks that are
+        none, of another grid, or of a frame that is not there.
+        """
+        rules = rules or Rules()
+        self._check(marks)
+        objects = max(int(mask.max()) for mask in marks.values())
+        size, patches = (len(self), self.rows * self.cols), self.rows * self.cols
+        labels = torch.zeros(*size[:1], patches, objects + 1)
+        voters = torch.full((len(self), patches, rules.topk), -1, dtype=torch.int32)
+        weights = torch.zeros(len(self), patches, rules.topk)
+        start = min(marks)
+        if former is not None and former.rules == rules:
+            kept = _agreeing(former.marks, marks)
+            start = min(kept, len(self)) if former.marks and kept > min(marks) else start
+            known = min(former.labels.shape[-1], objects + 1)
+            labels[:start, :, :known] = former.labels[:start, :, :, :known].flatten(1, 2)
+            voters[:start], weights[:start] = former.voters[:start], former.weights[:start]
+        ahead = start
+        for frame in range(start, len(self)):
+            if frame in marks:
+                labels[frame] = F.one_hot(marks[frame].flatten().long(), objects + 1).float()
+            else:
+                if frame >= ahead:
+                    ahead = self._look_ahead(frame, sorted(marks), rules)
+                voters[frame], weights[frame] = self._ask(frame, sorted(marks), rules)
+                chosen = labels.flatten(0, 1)[voters[frame].long().clamp(min=0)]  # (P, k, K)
+                labels[frame] = (weights[frame][..., None] * chosen).sum(dim=1)
+            if progress:
+                progress(frame - start + 1, len(self) - start, "frames")
+        return Followed(
+            labels=labels.unflatten(1, (self.rows, self.cols)), voters=voters, weights=weights,
+            marks={frame: mask.clone() for frame, mask in marks.items()}, rules=rules,
+        )  # fmt: skip
+
+    def _check(self, marks: Mapping[int, Tensor]) -> None:
+        if not marks or not any(bool(mask.any()) for mask in marks.values()):
+            raise ValueError("nothing is marked: mark an object in one of the frames first")
+        for frame, mask in marks.items():
+            if not 0 <= frame < len(self):
+                raise ValueError(f"there is no frame {frame} to mark; the clip has 0 to {len(self) - 1}")
+            if tuple(mask.shape) != (self.rows, self.cols):
+                raise ValueError(
+                    f"the mark of frame {frame} is {'x'.join(map(str, mask.shape))}, the grid of patches "
+                    f"{self.rows}x{self.cols}"
+                )
+
+    def _ask(self, frame: int, marked: Sequence[int], rules: Rules) -> tuple[Tensor, Tensor]:
+        """Voters (P, k) and their weights, from the marked frames so far and those just before."""
+        found = [self._search(frame, group, rules) for group in _groups(frame, marked, rules)]
+        cosine, voters = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        best, index = cosine.topk(min(rules.topk, cosine.shape[1]), dim=1)
+        weights = (best / rules.temperature).softmax(dim=1)  # out of reach: weighs nothing
+        short = rules.topk - best.shape[1]
+        return F.pad(voters.gather(1, index), (0, short), value=-1), F.pad(weights, (0, short))
+
+    def _look_ahead(self, frame: int, marked: Sequence[int], rules: Rules) -> int:
+        """Searches for a few frames at once, one a core, and says up to which: no search waits for labels."""
+        frames = range(frame, min(frame + num_threads(), len(self)))
+        wanted = [
+            (each, group)
+            for each in frames
+            for group in _groups(each, marked, rules)
+            if (each, group, rules.radius, _count(rules)) not in self._found
+        ]
+        shares = [wanted[part] for part in evenly(len(wanted), min(num_threads(), len(wanted)))] if wanted else []
+        if shares:
+            in_threads(lambda share: [self._search(*each, rules) for each in share], shares)
+        return frames.stop
+
+    def _search(self, frame: int, group: tuple[int, ...], rules: Rules) -> tuple[Tensor, Tensor]:
+        """Cosines (P, n) of the most similar patches of some frames, and which they are (frame x P + patch)."""
+        key = (frame, group, rules.radius, _count(rules))
+        if (known := self._found.get(key)) is not None:
+            return known
+        keys = self._lead[list(group)].flatten(1, 2)  # (C, P, L)
+        parts = [
+            (places, *self._search_tile(frame, group, keys, rules, places, window))
+            for places, window in _tiles(self.rows, self.cols, rules.radius)
+        ]
+        width = max(best.shape[1] for _, best, _ in parts)
+        cosine = torch.full((self.rows * self.cols, width), -torch.inf)
+        voters = torch.zeros(self.rows * self.cols, width, dtype=torch.int32)
+        for places, best, index in parts:
+            cosine[places, : best.shape[1]], voters[places, : best.shape[1]] = best, index.int()
+        with self._guard:
+            self._found[key] = cosine, voters
+            while len(self._found) > KEPT * len(self):
+                self._found.popitem(last=False)  # the oldest
+        return cosine, voters
+
+    def _search_tile(
+        self, frame: int, group: tuple[int, ...], keys: Tensor, rules: Rules, places: Tensor, window: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        count, radius = _count(rules), rules.radius
+        cosine = self._lead[frame].flatten(0, 1)[places] @ keys[:, window].flatten(0, 1).T  # (tile, C n)
+        if radius is not None:
+            far = ~_near(places, window, self.cols, radius)
+            cosine.unflatten(1, (len(group), -1)).masked_fill_(far[:, None], -torch.inf)
+        best, index = largest(cosine, max(SHORTLIST, count) if self._short else count)
+        others, patch = torch.tensor(group)[index // len(window)], window[index % len(window)]
+        if self._short:
+            query = self.unit[frame, places].float()
+            again = (self.unit[others, patch].float() @ query[..., None]).squeeze(-1)
+            again = again.masked_fill(best == -torch.inf, -torch.inf)
+            best, order = again.topk(min(count, again.shape[1]), dim=1)
+            others, patch = others.gather(1, order), patch.gather(1, order)
+        return best, others * (self.rows * self.cols) + patch
+
+
+def largest(values: Float[Tensor, "N M"], count: int) -> tuple[Float[Tensor, "N c"], Integer[Tensor, "N c"]]:
+    """The `count` largest values of each row and where they are, as `topk`: several times faster on long rows.
+
+    Values compete in groups first: the largest ones lie in the groups whose winners are the largest.
+    """
+    length = values.shape[1]
+    if length < 2 * GROUPS * count:
+        return values.topk(min(count, length), dim=1)
+    padded = F.pad(values, (0, -length % GROUPS), value=-torch.inf)
+    every = padded.shape[1] // GROUPS
+    winners = padded.unflatten(1, (GROUPS, every))
+    while winners.shape[1] > 1:
+        half = winners.shape[1] // 2
+        winners = torch.maximum(winners[:, :half], winners[:, half:])
+    groups = winners[:, 0].topk(count, dim=1, sorted=False).indices  # (N, c)
+    members = (groups[..., None] + every * torch.arange(GROUPS)).flatten(1)
+    best, index = padded.gather(1, members).topk(count, dim=1)
+    return best, members.gather(1, index).clamp(max=length - 1)
+
+
+def grown(features: Float[Tensor, "H W D"], cell: Cell, threshold: float) -> Bool[Tensor, "H W"]:
+    """The patches that hang together with one and resemble it: cosine at least `threshold`, edge to edge.
+
+    ValueError for a cell outside of the grid.
+    """
+    rows, cols, _ = features.shape
+    if not (0 <= cell[0] < rows and 0 <= cell[1] < cols):
+        raise ValueError(f"no patch {cell[0]}, {cell[1]} in a grid of {rows}x{cols}")
+    unit = F.normalize(features.float(), dim=-1)
+    alike = unit @ unit[cell] >= threshold
+    region = torch.zeros(rows, cols, dtype=torch.bool)
+    region[cell] = True
+    while True:
+        wider = region.clone()
+        wider[1:] |= region[:-1]
+        wider[:-1] |= region[1:]
+        wider[:, 1:] |= region[:, :-1]
+        wider[:, :-1] |= region[:, 1:]
+        wider = wider & alike | region
+        if torch.equal(wider, region):
+            return region
+        region = wider
+
+
+def _count(rules: Rules) -> int:
+    return max(CANDIDATES, rules.topk)
+
+
+def _groups(frame: int, marked: Sequence[int], rules: Rules) -> list[tuple[int, ...]]:
+    """The context of a frame, in parts that are searched each by itself: a new mark asks for no more than its own."""
+    last = max(other for other in marked if other < frame)  # what lies before a correction was in error: not asked
+    recent = tuple(range(max(last, frame - rules.context), frame))
+    return [(other,) for other in marked if other < frame and other not in recent] + [recent]
+
+
+def _principal(unit: Float[Tensor, "T P D"], count: int) -> Float[Tensor, "D c"]:
+    """Directions in which most of the features' length lies: cosines in them come closest to cosines in all."""
+    rows = unit[:: max(1, len(unit) // 8)].flatten(0, 1).float()
+    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -count:]
+
+
+def _tiles(rows: int, cols: int, radius: float | None) -> list[tuple[Tensor, Tensor]]:
+    """Blocks of patches, and for each block the rectangle of patches that any of them may look at."""
+    grid, reach = torch.arange(rows * cols).unflatten(0, (rows, cols)), rows + cols
+    if radius is not None:
+        reach = math.floor(radius)
+    return [
+        (
+            grid[top : top + TILE, left : left + TILE].flatten(),
+            grid[max(0, top - reach) : top + TILE + reach, max(0, left - reach) : left + TILE + reach].flatten(),
+        )
+        for top in range(0, rows, TILE)
+        for left in range(0, cols, TILE)
+    ]
+
+
+def _near(places: Tensor, window: Tensor, cols: int, radius: float) -> Tensor:
+    down = (places // cols)[:, None] - window // cols
+    across = (places % cols)[:, None] - window % cols
+    return down.square() + across.square() <= radius**2
+
+
+def _agreeing(former: Mapping[int, Tensor], marks: Mapping[int, Tensor]) -> int:
+    """How many frames from the start on do not know of any difference between two sets of marks."""
+    frames = sorted({*former, *marks})
+    differ = [at for at in frames if at not in former or at not in marks or not torch.equal(former[at], marks[at])]
+    return min(differ, default=2**31)
