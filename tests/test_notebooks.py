@@ -17,6 +17,7 @@ SHOWN = {  # a new notebook has a line here
     "01_first_look": {"picture": 4, "chart": 1},
     "02_patch_similarity": {"view": 6},
     "03_colour_of_parts": {"picture": 2, "view": 4},
+    "08_follow_an_object": {"view": 1},
 }
 
 

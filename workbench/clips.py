@@ -141,8 +141,9 @@ def list_clips() -> list[Sample]:
     clips = []
     for row in rows:
         record: dict[str, Any] = dict(zip(head.split("\t"), row.split("\t"), strict=True))
-        size = {side: int(record.pop(side)) for side in ("width", "height")}
-        clips.append(Sample(path=folder / record.pop("file"), **size, **record))
+        for side in ("width", "height"):
+            record[side] = int(record[side])
+        clips.append(Sample(path=folder / record.pop("file"), **record))
     return clips
 
 

@@ -84,7 +84,7 @@ class Followed:
         place = row * cols + col
         pairs = zip(self.voters[frame, place].tolist(), self.weights[frame, place].tolist(), strict=True)
         return [
-            Vote(voter // (rows * cols), *divmod(voter % (rows * cols), cols), weight)
+            Vote(voter // (rows * cols), voter % (rows * cols) // cols, voter % cols, weight)
             for voter, weight in pairs
             if voter >= 0 and weight > 0
         ]

@@ -155,7 +155,8 @@ class FollowView {
       const palette = clip.looked ? await this.host.blob("colors") : null;
       if (this.gone || turn !== this.turn) return pictures.forEach((picture) => picture.close());
       this.pictures.forEach((picture) => picture.close());
-      Object.assign(this, { pictures, palette, former: [], hover: null });
+      const same = `${clip.ends}` === `${this.shown?.ends}`; // only its features are new
+      Object.assign(this, { pictures, palette, shown: clip, former: same ? this.former : [], hover: null });
       await this.fetchResult();
     } catch (error) {
       this.say(error.message);

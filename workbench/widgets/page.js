@@ -123,7 +123,7 @@ const STYLE = `
   .gs-line { margin-top: 10px; grid-template-columns: auto minmax(100px, 1fr) 5em; }
   .gs-line .gs-ticks { height: 8px; }
   .gs-ticks i { position: absolute; top: 0; height: 8px; border-left: 2px solid light-dark(#c2410c, #fb923c); margin-left: -1px; }
-  .gs-follow { font-weight: 600; }
+  .gs-follow:not(:disabled) { font-weight: 600; color: #fff; background: #2563eb; border-color: #2563eb; }
   button:disabled { opacity: .45; }
   &.gs-video-view { --gs-tone: light-dark(#2563eb, #60a5fa); }
   .gs-votes { display: flex; flex-wrap: wrap; gap: 8px; min-height: 24px; }

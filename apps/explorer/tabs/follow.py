@@ -2,10 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -34,17 +33,26 @@ EVERY = 0.3  # seconds between two words on how far it is
 FRESH: dict[str, Any] = {"marks": {}, "result": {}, "grown": {}, "made": {}, "progress": {}, "told": "", "frame": 0}
 
 
-@dataclass(eq=False)
+class Seen(NamedTuple):
+    """Which clip it is, and who looks at it how."""
+
+    path: str
+    model: str
+    layer: int
+    size: str
+
+
 class Desk:
     """One user's clip and what was followed in it; changed in place, so that Cancel reaches what is under way."""
 
-    path: str
-    clip: Clip | None = None
-    seen: tuple[Any, ...] = ()  # path, weights, layer and size of the clip
-    found: Followed | None = None
-    version: int = 0
-    busy: threading.Lock = field(default_factory=threading.Lock)
-    stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.clip: Clip | None = None
+        self.seen: Seen | None = None  # what the clip is of
+        self.found: Followed | None = None
+        self.version = 0
+        self.busy = threading.Lock()
+        self.stop = threading.Event()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Desk":
         return Desk(self.path)  # as each visitor begins: a lock cannot be copied
@@ -61,18 +69,18 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
         )
     inputs = [desk, *controls.all]
 
-    def open_it(desk: Desk, path: str, model: str, layer: int, size: str, look: bool, progress: Progress) -> Clip:
-        backbone = viewer.backbone(model)
-        index = min(layer, backbone.depth) - 1
-        return open_clip(path, backbone, size=SIZES[size], layer=index, look=look, progress=progress)
+    def open_it(seen: Seen, look: bool, progress: Progress | None = None) -> Clip:
+        backbone = viewer.backbone(seen.model)
+        index = min(seen.layer, backbone.depth) - 1
+        return open_clip(seen.path, backbone, size=SIZES[seen.size], layer=index, look=look, progress=progress)
 
     def present(desk: Desk, model: str, layer: int, size: str) -> Any:
         """The clip as it is, before any model looks; what is on the desk already stays as the visitor left it."""
-        wanted = (desk.path, model, layer, size)
+        wanted = Seen(desk.path, model, layer, size)
         if desk.seen == wanted:
             return gr.skip()
         with plain_errors():
-            clip = open_it(desk, *wanted, look=False, progress=lambda *_: None)
+            clip = open_it(wanted, look=False)
         desk.stop.set()  # of what is under way for the former clip
         desk.clip, desk.seen, desk.found = clip, wanted, None
         return value(clip, **FRESH)
@@ -121,9 +129,8 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             if action == "follow" and not marks:
                 raise ValueError("nothing is marked: mark an object in one of the frames first")
             seen = desk.seen
-            clip = yield from watched(
-                desk, "the model looks at", lambda tell: open_it(desk, *seen, look=True, progress=tell), len(clip)
-            )
+            assert seen is not None
+            clip = yield from watched(desk, "the model looks at", lambda tell: open_it(seen, True, tell), len(clip))
             desk.clip = clip
             yield value(clip, progress={}, told="")
         if action == "follow":
@@ -139,7 +146,7 @@ def build(viewer: Viewer, controls: Controls) -> Refresh:
             name, content = taken_home(clip, desk.found, action)
             yield told({"made": content}, made={"id": asked["id"], "name": name, "file": "made"})
 
-    def watched(desk: Desk, what: str, work: Callable[[Progress], Any], frames: int) -> Iterator[Any]:
+    def watched(desk: Desk, what: str, work: Callable[[Progress], Any], frames: int) -> Generator[Any, None, Any]:
         """The work's result; on the way what the page is told of it."""
         said: queue.Queue[tuple[str, Any]] = queue.Queue()
 
