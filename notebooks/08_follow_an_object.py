@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 
 from core.dense.follow import Rules, grown
+from core.dense.geometry import pixel_to_patch
 from workbench import load
 from workbench.clips import list_clips, open_clip
 from workbench.widgets import FollowView
 
 backbone = load("dinov2_vits14_saliency")
-clip = open_clip(list_clips()[0].path, backbone, size=224, most=8)
+clip = open_clip(list_clips()[0].path, backbone, size=336, most=10)
 
 # %% [markdown]
 # ## Mark it
@@ -35,7 +36,8 @@ clip = open_clip(list_clips()[0].path, backbone, size=224, most=8)
 # a patch on the dog's back to all that hangs together with it and resembles it.
 
 # %%
-dog = grown(clip.features[0].float(), (6, 12), threshold=0.6)
+back = pixel_to_patch(clip.geometry, 370, 215)
+dog = grown(clip.features[0].float(), back, threshold=0.6)
 view = FollowView(clip, marks={0: dog.long()})
 view.follow()
 view
@@ -51,12 +53,12 @@ view.votes(5, (row, col))
 
 # %% [markdown]
 # ## Correct it
-# Where it goes wrong, paint what is right: that frame then counts as marked, and only the frames after it change.
+# Where it goes wrong, paint what is right: that frame then counts as marked, and only the frames after it change. Here
+# a region grows once more, from the patch above.
 
 # %%
-better = view.found.masks[4].clone()
-better[:, :4] = 0
-view.mark(4, better)
+again = grown(clip.features[5].float(), (row, col), threshold=0.5)
+view.mark(5, (view.found.masks[5].bool() | again).long())
 corrected = view.follow()
 (corrected.masks.flatten(1) > 0).sum(1).tolist()  # patches of the dog in each frame
 

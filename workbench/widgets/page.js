@@ -125,6 +125,7 @@ const STYLE = `
   .gs-ticks i { position: absolute; top: 0; height: 8px; border-left: 2px solid light-dark(#c2410c, #fb923c); margin-left: -1px; }
   .gs-follow:not(:disabled) { font-weight: 600; color: #fff; background: #2563eb; border-color: #2563eb; }
   button:disabled { opacity: .45; }
+  &.gs-video-view details { margin-top: 4px; & .gs-bar { margin: 4px 0; padding: 0; border: 0; } }
   &.gs-video-view { --gs-tone: light-dark(#2563eb, #60a5fa); }
   .gs-votes { display: flex; flex-wrap: wrap; gap: 8px; min-height: 24px; }
   .gs-votes figure { width: 150px; margin: 0; }
