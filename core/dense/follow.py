@@ -23,8 +23,6 @@ from core.dense.propagation import CONTEXT, RADIUS, TEMPERATURE, TOPK
 from core.threads import evenly, in_threads, num_threads
 
 CANDIDATES = 16  # kept of each search: any topk up to this needs no new one
-LEAD = 64  # channels of the first search, the clip's principal ones; what it finds is measured again with all of them
-SHORTLIST = 32  # patches that are measured again
 TILE = 8  # patches along the side of a block that is searched at once
 KEPT = 8  # searches a frame that are remembered: 230 kB each for 32 x 57 patches
 GROUPS = 16  # values that compete before they are sorted
@@ -93,23 +91,17 @@ class Followed:
 class Follower:
     """The features of a clip's frames, ready to carry marks from one to the next.
 
-        follower = Follower(features)                        # (frames, rows, columns, channels), of any length
-        found = follower.follow({0: mask})                   # numbers of objects on the patch grid, 0: background
-        again = follower.follow({0: mask, 20: better}, former=found)   # frames 0 to 19 stay as they were
-
-    exact: search with all channels. Otherwise the principal ones of the clip choose a short list, which is then
-    measured with all of them: six times less arithmetic, and now and then another patch among the last of the topk.
+    follower = Follower(features)                        # (frames, rows, columns, channels), of any length
+    found = follower.follow({0: mask})                   # numbers of objects on the patch grid, 0: background
+    again = follower.follow({0: mask, 20: better}, former=found)   # frames 0 to 19 stay as they were
     """
 
-    def __init__(self, features: Float[Tensor, "T H W D"], *, exact: bool = False) -> None:
+    def __init__(self, features: Float[Tensor, "T H W D"]) -> None:
         if not len(features):
             raise ValueError("a clip needs at least one frame")
         unit = torch.stack([F.normalize(frame.float(), dim=-1).to(features.dtype) for frame in features])
         self.rows, self.cols = features.shape[1:3]
         self.unit = unit.flatten(1, 2)  # (T, P, D)
-        whole = exact or features.shape[-1] <= LEAD
-        self._lead = unit.float() if whole else unit.float() @ _principal(self.unit, LEAD)
-        self._short = not whole
         self._found: OrderedDict[tuple[int, tuple[int, ...], float | None, int], tuple[Tensor, Tensor]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -201,9 +193,9 @@ class Follower:
         key = (frame, group, rules.radius, _count(rules))
         if (known := self._found.get(key)) is not None:
             return known
-        keys = self._lead[list(group)].flatten(1, 2)  # (C, P, L)
+        query, keys = self.unit[frame].float(), self.unit[list(group)].float()  # (P, D), (C, P, D)
         parts = [
-            (places, *self._search_tile(frame, group, keys, rules, places, window))
+            (places, *self._search_tile(query, group, keys, rules, places, window))
             for places, window in _tiles(self.rows, self.cols, rules.radius)
         ]
         width = max(best.shape[1] for _, best, _ in parts)
@@ -218,21 +210,15 @@ class Follower:
         return cosine, voters
 
     def _search_tile(
-        self, frame: int, group: tuple[int, ...], keys: Tensor, rules: Rules, places: Tensor, window: Tensor
+        self, query: Tensor, group: tuple[int, ...], keys: Tensor, rules: Rules, places: Tensor, window: Tensor
     ) -> tuple[Tensor, Tensor]:
         count, radius = _count(rules), rules.radius
-        cosine = self._lead[frame].flatten(0, 1)[places] @ keys[:, window].flatten(0, 1).T  # (tile, C n)
+        cosine = query[places] @ keys[:, window].flatten(0, 1).T  # (tile, C n)
         if radius is not None:
             far = ~_near(places, window, self.cols, radius)
             cosine.unflatten(1, (len(group), -1)).masked_fill_(far[:, None], -torch.inf)
-        best, index = largest(cosine, max(SHORTLIST, count) if self._short else count)
+        best, index = largest(cosine, count)
         others, patch = torch.tensor(group)[index // len(window)], window[index % len(window)]
-        if self._short:
-            query = self.unit[frame, places].float()
-            again = (self.unit[others, patch].float() @ query[..., None]).squeeze(-1)
-            again = again.masked_fill(best == -torch.inf, -torch.inf)
-            best, order = again.topk(min(count, again.shape[1]), dim=1)
-            others, patch = others.gather(1, order), patch.gather(1, order)
         return best, others * (self.rows * self.cols) + patch
 
 
@@ -289,12 +275,6 @@ def _groups(frame: int, marked: Sequence[int], rules: Rules) -> list[tuple[int, 
     last = max(other for other in marked if other < frame)  # what lies before a correction was in error: not asked
     recent = tuple(range(max(last, frame - rules.context), frame))
     return [(other,) for other in marked if other < frame and other not in recent] + [recent]
-
-
-def _principal(unit: Float[Tensor, "T P D"], count: int) -> Float[Tensor, "D c"]:
-    """Directions in which most of the features' length lies: cosines in them come closest to cosines in all."""
-    rows = unit[:: max(1, len(unit) // 8)].flatten(0, 1).float()
-    return torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -count:]
 
 
 def _tiles(rows: int, cols: int, radius: float | None) -> list[tuple[Tensor, Tensor]]:

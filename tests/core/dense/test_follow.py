@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from core.dense import follow
 from core.dense.follow import Follower, Rules, grown, largest
 from core.dense.propagation import track
 
@@ -131,17 +130,11 @@ def test_a_patch_with_nobody_in_reach_but_itself_has_fewer_votes(mask):
     assert torch.equal(found.masks[1], mask)
 
 
-def test_the_short_list_finds_what_the_exact_search_finds(monkeypatch):
-    """Features whose length lies in few directions, as those of a model."""
-    draw = torch.Generator().manual_seed(0)
-    features = clip(frames=6, dim=96) * torch.logspace(0, -1.5, 96)[torch.randperm(96, generator=draw)]
-    monkeypatch.setattr(follow, "LEAD", 48)
-    mask = torch.zeros(7, 11, dtype=torch.long)
-    mask[2:5, 3:6] = 1
-    short, exact = (Follower(features, exact=exact).follow({0: mask}) for exact in (False, True))
-    same = (short.voters[1:] == exact.voters[1:]).float().mean()
-    assert same > 0.99, same
-    assert_close(short.weights, exact.weights, atol=1e-3, rtol=0)
+def test_features_in_half_precision_give_the_same_within_their_rounding(mask):
+    features = clip()
+    half, whole = (Follower(each).follow({0: mask}) for each in (features.half(), features))
+    assert (half.voters[1:] == whole.voters[1:]).float().mean() > 0.98
+    assert_close(half.weights, whole.weights, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("length", "count"), [(1000, 5), (1003, 16), (40, 8), (6, 9)])
