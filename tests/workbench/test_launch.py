@@ -90,6 +90,16 @@ def test_what_the_doctor_marks_red_is_not_submitted(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_engine_refuses_leaves_no_folder_that_would_refuse_the_next_attempt(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))  # with Slurm's clients and without: no queue
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="sbatch"):
+        launch(small, find_target("slurm:gpu", Path("/nowhere")), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="one node"):
+        launch(small, HERE, nodes=2)
+    assert not (tmp_path / "run").exists() and list((tmp_path / "runs").iterdir()) == []
+
+
 def test_a_plan_makes_nothing_and_looks_at_the_target(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = recipe("vit7b_pretrain")
