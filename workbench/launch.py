@@ -135,8 +135,8 @@ def launch(
     """Makes the run's folder and hands its job to the target; returns at once.
 
     after: submissions that have to end well first. Raises Refused for what the doctor marks red unless `force`,
-    FileExistsError for a folder that holds something else, RuntimeError where the engine refuses and ValueError where it
-    cannot do what is wanted; then no folder is left behind.
+    FileExistsError for a folder that holds something else, RuntimeError where the engine refuses and ValueError where
+    it cannot do what is wanted; then no folder is left behind.
     """
     planned = plan(config, target, folder=folder, later=bool(after), **resources)
     if planned.red and not force:

@@ -1,4 +1,4 @@
-"""The commands that reach clusters: what they print, what they refuse, and runs on this machine from launch to requeue."""
+"""The commands that reach clusters: what they print, what they refuse, and runs on this machine."""
 
 import os
 import subprocess
@@ -104,7 +104,10 @@ def test_without_a_recipe_the_recipes_are_listed(capsys):
     ("words", "sentence"),
     [
         (["smok"], "no recipe called 'smok'; known: vitl, "),
-        (["smoke", "--on", "moon"], "no target called 'moon'; known: local, slurm, kubernetes, skypilot, ray; name your"),
+        (
+            ["smoke", "--on", "moon"],
+            "no target called 'moon'; known: local, slurm, kubernetes, skypilot, ray;",
+        ),
         (["smoke", "--nodes", 2], "this machine is one node, the job wants 2"),
         (["smoke", "--minutes", -3], "minutes is at least 0, got -3"),
         (["smoke", "--on", "slurm", "--memory", "much"], 'memory is a number with K, M, G or T, as "64G", not'),
