@@ -100,6 +100,7 @@ const STYLE = `
   .gs-curve i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px solid ${COLORS.query}; }
   .gs-curve i.gs-other { border-left: 1px dashed var(--gs-soft); }
   &.gs-card { border: 1px solid var(--gs-line); border-radius: 8px; padding: 12px 14px; max-width: 720px; --gs-tone: light-dark(#6b7280, #9ca3af); }
+  &.gs-card button:disabled, &.gs-card select:disabled { opacity: 0.45; cursor: default; }
   &.gs-card.gs-live { --gs-tone: light-dark(#2563eb, #60a5fa); }
   &.gs-card.gs-bad { --gs-tone: light-dark(#b91c1c, #f87171); }
   .gs-head { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; font-size: 15px; }
