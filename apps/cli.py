@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from apps import distilling, training
+from apps import distilling, sharing, training
 
 
 def app(
@@ -73,6 +73,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": training.doctor,
     "replay": training.replay,
     "export": training.export,
+    "share": sharing.share,
     "version": version,
 }
 
