@@ -24,6 +24,7 @@ from core.run_folder import replace_text
 log = logging.getLogger(__name__)
 
 READINGS = "panel.json"
+PREVIEW_SCALE = 2  # pixels of the picture kept in a pack for one that the model sees: it is kept again every step
 PAIRS = 4000  # random pairs kept in a pack: of small maps they would take most of its room
 SEEDS = 3  # of the clusters of DSE
 
@@ -77,6 +78,7 @@ def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe
             card,
             probe,
             labels={"run": folder.name, "step": str(step)},
+            preview=PREVIEW_SCALE * max(features.geometry.input_height, features.geometry.input_width),
             curves=partial(null_curves, features.patches, valid=features.valid, pairs=PAIRS),
         )
         path = place / f"{number:02d}-{Path(probe.name).stem}{SUFFIX}"
