@@ -12,6 +12,7 @@ def share(
     steps: tuple[int, ...] = (),
     photos: tuple[Path, ...] = (),
     size: int | None = None,
+    licence: str = "",
 ) -> None:
     """Make a run small enough to give away: what the views read, without weights and training photographs.
 
@@ -21,12 +22,13 @@ def share(
         steps: Only these; without them all that there are.
         photos: Pictures to look at in place of the run's own probes, through the teachers that it kept.
         size: Long side in pixels at which they are looked at; without it their own.
+        licence: Under which what these pictures look like to the model may be passed on.
     """
     from workbench.images import BadImage
     from workbench.sharing import share_run
 
     try:
-        folder = share_run(run, to, steps=steps or None, photos=photos, size=size)
+        folder = share_run(run, to, steps=steps or None, photos=photos, size=size, licence=licence)
     except (OSError, ValueError, BadImage) as error:
         raise SystemExit(str(error)) from None
     files = [path for path in folder.rglob("*") if path.is_file()]

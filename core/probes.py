@@ -65,10 +65,14 @@ def _held_out(source: SourceConfig) -> Source:
         return open_source(source)
 
 
-def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe], *, size: int | None = None) -> None:
+def write_probes(
+    folder: Path, step: int, backbone: Backbone, probes: list[Probe], *, size: int | None = None, licence: str = ""
+) -> None:
     """One pack a probe in `folder`/probes/<step>, named by number so that steps show the same images in one order, and
-    beside them panel.json: what the label-free panel of dense quality says (`Readings`)."""
+    beside them panel.json: what the label-free panel of dense quality says (`Readings`). licence: under which the packs
+    may be passed on; without it that of the weights, which a run does not know."""
     card = replace(card_of(backbone), name=f"{folder.name} after {step} steps")
+    card = replace(card, licence=licence, licence_url=None, notice=None) if licence else card
     place = folder / "probes" / str(step)
     maps = []
     for number, probe in enumerate(probes):

@@ -28,14 +28,16 @@ def share_run(
     steps: Sequence[int] | None = None,
     photos: Sequence[str | os.PathLike[str]] = (),
     size: int | None = None,
+    licence: str = "",
 ) -> Path:
     """The folder `to`, which every view opens as the run: configuration, curves, evaluations and probes.
 
     steps: only these; without them all that have probes, or, with photos, all whose teacher was kept. photos: pictures
-    to look at in place of the run's own probes, through the kept teachers, with the long side at `size` pixels. Paths
-    in the configuration are cut to their last part: they say something of the machine alone. Raises ValueError for a
-    folder that holds no run, for steps that are not there and for pictures that cannot be read, FileExistsError where
-    `to` is not empty; then nothing is written.
+    to look at in place of the run's own probes, through the kept teachers, with the long side at `size` pixels; their
+    packs say `licence`, under which these features may be passed on. Paths in the configuration are cut to their last
+    part: they say something of the machine alone. Raises ValueError for a folder that holds no run and for steps that
+    are not there, BadImage for a picture that cannot be read, FileExistsError where `to` is not empty; then nothing is
+    written.
     """
     source, folder = Path(run).expanduser(), Path(to).expanduser()
     config = check_run(source)
@@ -53,7 +55,7 @@ def share_run(
     for step in wanted:
         if photos:
             backbone, _ = load_teacher(f"{source}@{step}")
-            write_probes(folder, step, backbone.eval(), probes, size=size)
+            write_probes(folder, step, backbone.eval(), probes, size=size, licence=licence)
         else:
             shutil.copytree(source / "probes" / str(step), folder / "probes" / str(step))
     for path in source.glob("evals/*/*.json"):

@@ -38,7 +38,7 @@ def test_the_small_run_has_the_same_numbers_and_maps(run: Path, tmp_path: Path) 
 
 
 def test_other_photos_are_seen_by_the_kept_teachers(taught, tmp_path: Path) -> None:
-    folder = share_run(taught.folder, tmp_path / "small", photos=[PHOTO], size=64)
+    folder = share_run(taught.folder, tmp_path / "small", photos=[PHOTO], size=64, licence="CC BY 4.0")
     small = open_run(folder)
     assert small.probe_steps == [10, 20]
     photo = open_image(PHOTO)
@@ -46,7 +46,7 @@ def test_other_photos_are_seen_by_the_kept_teachers(taught, tmp_path: Path) -> N
         [path] = small.packs(step)
         expected = extract(load_teacher(f"{taught.folder}@{step}")[0].eval(), photo, size=64)
         pack = open_pack(path)
-        assert pack.picture["name"] == PHOTO.name
+        assert (pack.picture["name"], pack.model.licence) == (PHOTO.name, "CC BY 4.0")
         assert cosine_similarity(pack.features().patches, expected.patches, dim=-1).min() > 0.9995  # coded in 8 bits
     assert not list(folder.rglob("*.safetensors"))
     assert_array_equal([small.readings(20).against, small.readings(10).against is None], [10, True])

@@ -18,9 +18,9 @@ STORIES = {
     "then the same steps without an anchor": ["nano_pretrain", "heal_without"],
 }
 WORDS = (
-    "<p>A small model trains from scratch. It sorts pictures better and better, and all the while its patches lose "
-    "the outlines that they had. Pin a patch, then move through the checkpoints. <code>gramscope monitor RUNS</code> "
-    "shows runs of yours like this, live while they train.</p>"
+    "<p>A small model trains from scratch: k-NN says that it sorts pictures better and better, and all the while its "
+    "patches lose what set them apart (LDS, CDS). Pin one, then move through the checkpoints. "
+    "<code>gramscope monitor RUNS</code> shows runs of yours like this, live while they train.</p>"
 )
 
 
