@@ -74,5 +74,5 @@ TokenXray(late)
 # %% [markdown]
 # ## What to try next
 # - `view.save("decay.html")`: the slider in one file that opens without Python.
-# - `TimeSlider("runs/yours")`: any run that was trained with `--run.probe_every 500`.
+# - `TimeSlider("runs/yours")`: any run that was trained with `--run.probe-every 500`.
 # - Which of the unlabelled curves turns first? The next notebooks anchor the model, and read a run of your own.

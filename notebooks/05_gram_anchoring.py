@@ -30,6 +30,7 @@ from workbench.plots import moment_curves
 from workbench.runs import RunSeries, shipped_run
 from workbench.widgets import GramLens, TimeSlider
 
+# %%
 pretrain, heal, without = (shipped_run(name) for name in ("nano_pretrain", "heal", "heal_without"))
 series = RunSeries.of([pretrain, heal])
 dogs = series.images.index("two_dogs.jpg")
