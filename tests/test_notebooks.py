@@ -21,6 +21,9 @@ SHOWN = {  # a new notebook has a line here
     "01_first_look": {"picture": 4, "chart": 1},
     "02_patch_similarity": {"view": 6},
     "03_colour_of_parts": {"picture": 2, "view": 4},
+    "04_watch_features_decay": {"view": 4, "chart": 2},
+    "05_gram_anchoring": {"picture": 1, "view": 3, "chart": 2},
+    "06_read_a_run": {"chart": 2},
     "07_launch_on_a_cluster": {"view": 1},
 }
 

@@ -1,6 +1,9 @@
 """Views of patch features for notebooks; the app and saved files draw with the same modules."""
 
 from workbench.widgets.cloud import PatchCloud
+from workbench.widgets.gram import GramLens
 from workbench.widgets.similarity import Similarity
+from workbench.widgets.time import TimeSlider
+from workbench.widgets.xray import TokenXray
 
-__all__ = ["PatchCloud", "Similarity"]
+__all__ = ["GramLens", "PatchCloud", "Similarity", "TimeSlider", "TokenXray"]

@@ -82,12 +82,12 @@ const STYLE = `
     .gs-time-body:not(.gs-wide) { grid-template: "map head" auto "map curves" 1fr / minmax(0, 1fr) minmax(0, 1fr); }
   }
   .gs-gap { flex: 1; }
-  .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 5.5em; gap: 0 12px; align-items: center; }
+  .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 8em; gap: 0 12px; align-items: center; }
   .gs-ribbon > div { position: relative; min-width: 0; }
   .gs-ribbon input[type=range] { width: 100%; margin: 0; accent-color: #2563eb; }
   .gs-ticks { position: relative; height: 1.5em; font-size: 11px; color: var(--gs-soft); }
   .gs-ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
-  .gs-place { font-weight: 600; text-align: right; }
+  .gs-place { font-weight: 600; text-align: right; line-height: 1.25; white-space: pre-line; overflow-wrap: anywhere; }
   .gs-value { text-align: right; font-size: 12px; }
   .gs-group { grid-column: 1 / -1; color: var(--gs-soft); font-size: 11px; margin-top: 6px; border-top: 1px solid var(--gs-line); padding-top: 4px; }
   .gs-ribbon label { font-size: 12px; white-space: normal; line-height: 1.2; }

@@ -2,6 +2,12 @@
 
 from types import ModuleType
 
-from apps.explorer.tabs import about, large, pca, similarity
+from apps.explorer.tabs import about, large, pca, similarity, training
 
-TABS: dict[str, ModuleType] = {"similarity": similarity, "pca": pca, "large": large, "about": about}
+TABS: dict[str, ModuleType] = {
+    "similarity": similarity,
+    "pca": pca,
+    "large": large,
+    "training": training,
+    "about": about,
+}
