@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from apps import distilling, launching, training
+from apps import distilling, launching, sharing, training
 
 
 def app(
@@ -38,7 +38,7 @@ def app(
 
 
 def monitor(
-    runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")] = Path("runs"),
+    runs: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUNS")] = None,
     port: int = 7870,
     host: str = "127.0.0.1",
     open_browser: Annotated[bool, tyro.conf.arg(name="open")] = True,
@@ -46,15 +46,20 @@ def monitor(
     """Watch runs in the browser: what becomes of their dense features, live while they train.
 
     Args:
-        runs: Folder of runs, or one run.
+        runs: Folder of runs, or one run; without it the folder `runs` here, or else runs that come with Gramscope.
         port: Port to listen on.
         host: Address to listen on; anything but this computer's own (127.0.0.1) lets the network in.
         open_browser: Show the page in a browser window.
     """
     _check_address(host, port)
+    from apps.monitor.app import serve
+    from workbench.runs import SHIPPED
+
+    if runs is None:
+        runs = Path("runs") if Path("runs").is_dir() else SHIPPED
+        print(f"watching {runs}" if runs != SHIPPED else "no folder runs here: showing those that come with Gramscope")
     if not runs.is_dir():
         raise SystemExit(f"{runs} is no folder; name one that holds runs, as gramscope train makes them")
-    from apps.monitor.app import serve
 
     serve(runs, host=host, port=port, open_browser=open_browser)
 
@@ -78,6 +83,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": training.doctor,
     "replay": training.replay,
     "export": training.export,
+    "share": sharing.share,
     "version": version,
 }
 

@@ -152,7 +152,10 @@ def logs(run: RUN, lines: int = 50) -> None:
         run: Folder of the run.
         lines: How many lines.
     """
-    print(_last(run).logs(lines))
+    try:
+        print(_last(run).logs(lines))
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
 
 
 def cancel(run: RUN) -> None:

@@ -51,16 +51,18 @@ def render(job: Job, target: Target, place: Path, after: tuple[Mapping[str, str]
 
 def submit(job: Job, target: Target, place: Path, text: str) -> Handle:
     """Starts the script in a session of its own."""
-    return _start(place)
+    return _start(place, os.getcwd())
 
 
-def _start(place: Path) -> Handle:
+def _start(place: Path, directory: str) -> Handle:
     with (place / LOG).open("ab") as log:
         process = subprocess.Popen(
             ["bash", str(place / SCRIPT)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=directory,
         )  # fmt: skip
-    return {"id": str(process.pid), "began": _began(process.pid), "host": os.uname().nodename, "place": str(place)}
+    known = {"id": str(process.pid), "began": _began(process.pid), "host": os.uname().nodename}
+    return known | {"place": str(place), "directory": directory}
 
 
 def status(handle: Mapping[str, str], place: Path) -> Status:
@@ -88,14 +90,14 @@ def cancel(handle: Mapping[str, str], place: Path) -> None:
 
 
 def requeue(handle: Mapping[str, str], place: Path) -> Handle:
-    """Told to stop, and started again as soon as it has."""
+    """Told to stop, and started again as soon as it has, where it was started first: paths may be relative."""
     cancel(handle, place)
     deadline = time.monotonic() + SHUTDOWN
     while _alive(handle) and time.monotonic() < deadline:
         time.sleep(0.2)
     if _alive(handle):
         raise RuntimeError(f"process {handle['id']} was told to stop and is still there")
-    return _start(place)
+    return _start(place, handle["directory"])
 
 
 def _alive(handle: Mapping[str, str]) -> bool:

@@ -1,7 +1,9 @@
 """Jobs on a Ray cluster, through the Jobs API of its head (`ray start --head`). Needs no Ray where it is asked from."""
 
 import json
+import os
 import shlex
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -18,6 +20,7 @@ from cluster.submission import ENDED, LOG, SCRIPT, ended, last_lines
 from cluster.targets import Target
 
 ADDRESS = "http://127.0.0.1:8265"
+UP = 60  # seconds that a head may need from its first answer until it takes jobs
 STATES = {"PENDING": State.WAITING, "RUNNING": State.RUNNING, "SUCCEEDED": State.DONE, "STOPPED": State.CANCELLED}
 SCRIPT_TEXT = """\
 #!/bin/bash
@@ -49,7 +52,7 @@ def render(job: Job, target: Target, place: Path, after: tuple[Mapping[str, str]
 
 
 def submit(job: Job, target: Target, place: Path, text: str) -> Handle:
-    """To the head at the target's address, http://127.0.0.1:8265 without one."""
+    """To the head at the target's address, http://127.0.0.1:8265 without one. Paths mean what they mean here."""
     (place / SCRIPT).write_text(text, encoding="utf-8")
     script = shlex.quote(str(place / SCRIPT))
     wants: dict[str, Any] = {}
@@ -62,8 +65,21 @@ def submit(job: Job, target: Target, place: Path, text: str) -> Handle:
         each = {"CPU": job.cpus * job.processes or 1, "GPU": job.gpus}
         entry = f"{target.interpreter} -P {ray_nodes.__file__} {job.nodes} {shlex.quote(json.dumps(each))} {script}"
     handle = {"address": target.address or ADDRESS, "place": str(place)}
+    entry = f"cd {shlex.quote(os.getcwd())} && exec {entry}"
     body = {"entrypoint": entry, "submission_id": f"{job.name}-{place.name}-{uuid.uuid4().hex[:8]}", **wants}
-    return handle | {"body": json.dumps(body), "id": _call(handle, "/api/jobs/", body)["submission_id"]}
+    return handle | {"body": json.dumps(body), "id": _post(handle, body)}
+
+
+def _post(handle: Mapping[str, str], body: Mapping[str, Any]) -> str:
+    """The number of a job that was handed over, after as many attempts as a head needs that has just been started."""
+    deadline = time.monotonic() + UP
+    while True:
+        try:
+            return str(_call(handle, "/api/jobs/", body)["submission_id"])
+        except RuntimeError as error:
+            if "try again later" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _bytes(memory: str) -> int:
@@ -98,7 +114,9 @@ def status(handle: Mapping[str, str], place: Path) -> Status:
         code = ended(place)
         found = of_exit(1 if code is None else code, logs(handle, place, 40))
         state = State.NODE_FAILED if "node" in reason.lower() and "died" in reason.lower() else found.state
-    return Status(state, reason.splitlines()[0] if reason else "")
+    if state == State.DONE:
+        return Status(state)
+    return Status(state, reason.partition("\n")[0].partition(", last available logs")[0])
 
 
 def logs(handle: Mapping[str, str], place: Path, lines: int) -> str:
@@ -112,7 +130,8 @@ def logs(handle: Mapping[str, str], place: Path, lines: int) -> str:
 
 
 def cancel(handle: Mapping[str, str], place: Path) -> None:
-    """Told to stop; Ray is patient for RAY_JOB_STOP_WAIT_TIME_S, 3 s unless its head was started with more."""
+    """Told to stop; Ray is patient for RAY_JOB_STOP_WAIT_TIME_S, 3 s unless its head was started with more. A job that
+    waits for room hears it only when it gets some, and ends then."""
     _call(handle, f"/api/jobs/{handle['id']}/stop", {}, "POST")
 
 
@@ -122,4 +141,4 @@ def requeue(handle: Mapping[str, str], place: Path) -> Handle:
         cancel(handle, place)
     body = json.loads(handle["body"])
     body["submission_id"] = f"{body['submission_id'].rpartition('-')[0]}-{uuid.uuid4().hex[:8]}"
-    return dict(handle) | {"body": json.dumps(body), "id": _call(handle, "/api/jobs/", body)["submission_id"]}
+    return dict(handle) | {"body": json.dumps(body), "id": _post(handle, body)}

@@ -19,6 +19,7 @@ def main(nodes: int, each: dict[str, int], script: str) -> int:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    here = os.getcwd()  # where workers are not
     ray.init(address="auto", log_to_driver=True)
     group = placement_group([{name: count for name, count in each.items() if count}] * nodes, strategy="STRICT_SPREAD")
     ray.get(group.ready())
@@ -29,7 +30,7 @@ def main(nodes: int, each: dict[str, int], script: str) -> int:
         return wants | {"scheduling_strategy": strategy, "max_retries": 0}
 
     def run(rank: int, head: str) -> int:
-        return subprocess.call(["bash", script], env=os.environ | {HEAD: head, RANK: str(rank)})
+        return subprocess.call(["bash", script], env=os.environ | {HEAD: head, RANK: str(rank)}, cwd=here)
 
     address, start = ray.remote(ray.util.get_node_ip_address), ray.remote(run)
     head = ray.get(address.options(**on(0)).remote())

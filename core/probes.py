@@ -24,6 +24,7 @@ from core.run_folder import replace_text
 log = logging.getLogger(__name__)
 
 READINGS = "panel.json"
+PREVIEW_SCALE = 2  # pixels of the picture kept in a pack for one that the model sees: it is kept again every step
 PAIRS = 4000  # random pairs kept in a pack: of small maps they would take most of its room
 SEEDS = 3  # of the clusters of DSE
 
@@ -64,10 +65,14 @@ def _held_out(source: SourceConfig) -> Source:
         return open_source(source)
 
 
-def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe], *, size: int | None = None) -> None:
+def write_probes(
+    folder: Path, step: int, backbone: Backbone, probes: list[Probe], *, size: int | None = None, licence: str = ""
+) -> None:
     """One pack a probe in `folder`/probes/<step>, named by number so that steps show the same images in one order, and
-    beside them panel.json: what the label-free panel of dense quality says (`Readings`)."""
+    beside them panel.json: what the label-free panel of dense quality says (`Readings`). licence: under which the packs
+    may be passed on; without it that of the weights, which a run does not know."""
     card = replace(card_of(backbone), name=f"{folder.name} after {step} steps")
+    card = replace(card, licence=licence, licence_url=None, notice=None) if licence else card
     place = folder / "probes" / str(step)
     maps = []
     for number, probe in enumerate(probes):
@@ -77,6 +82,7 @@ def write_probes(folder: Path, step: int, backbone: Backbone, probes: list[Probe
             card,
             probe,
             labels={"run": folder.name, "step": str(step)},
+            preview=PREVIEW_SCALE * max(features.geometry.input_height, features.geometry.input_width),
             curves=partial(null_curves, features.patches, valid=features.valid, pairs=PAIRS),
         )
         path = place / f"{number:02d}-{Path(probe.name).stem}{SUFFIX}"

@@ -4,6 +4,7 @@ Where one is missing the tests that need it are skipped and say why; with CI=tru
 nothing goes unchecked unnoticed.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -77,6 +78,24 @@ def browser(browser_path: str) -> Iterator:
         browser = playwright.chromium.launch(executable_path=browser_path, args=BROWSER_ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm of four virtual nodes, which this process's environment names while it is there."""
+    place = ROOT / "tests" / "cluster" / "virtual_slurm.py"
+    specification = importlib.util.spec_from_file_location("virtual_slurm", place)
+    virtual_slurm = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(virtual_slurm)
+    if words := virtual_slurm.missing():
+        missing(words)
+    before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
+    with virtual_slurm.running(tmp_path_factory.mktemp("slurm")) as environment:
+        os.environ |= {name: environment[name] for name in before}
+        yield
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ |= {} if value is None else {name: value}
 
 
 @pytest.fixture(scope="session")

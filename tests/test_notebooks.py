@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, as a reader would run it, and shows what it promises."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -7,16 +8,23 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
+from cluster import submissions
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.py"))
 KINDS = {  # of output
     "image/png": "picture",
     "application/vnd.plotly.v1+json": "chart",
     "application/vnd.jupyter.widget-view+json": "view",
 }
+CARD = "<RunCard: "  # a view of a run: at its submission there is nothing yet to be seen in a picture
 SHOWN = {  # a new notebook has a line here
     "01_first_look": {"picture": 4, "chart": 1},
     "02_patch_similarity": {"view": 6},
     "03_colour_of_parts": {"picture": 2, "view": 4},
+    "04_watch_features_decay": {"view": 4, "chart": 2},
+    "05_gram_anchoring": {"picture": 1, "view": 3, "chart": 2},
+    "06_read_a_run": {"chart": 2},
+    "07_launch_on_a_cluster": {"view": 1},
     "08_follow_an_object": {"view": 1},
 }
 
@@ -29,7 +37,8 @@ SLOW = {"03_colour_of_parts"}  # UMAP is compiled at its first use
     [pytest.param(path, marks=pytest.mark.long) if path.stem in SLOW else path for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
-def test_a_notebook_runs_and_shows_its_pictures(path):
+def test_a_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where it may write
     notebook = jupytext.read(path)
     place = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources=place).execute()
@@ -39,7 +48,22 @@ def test_a_notebook_runs_and_shows_its_pictures(path):
     shown = Counter(name for output in data for kind, name in KINDS.items() if kind in output)
     assert shown == SHOWN[path.stem]
     stills = sum("gramscope-still" in output.get("text/html", "") for output in data)
-    assert stills == shown["view"], "a view leaves a picture for whoever opens the notebook without a kernel"
+    cards = sum(output.get("text/plain", "").startswith(CARD) for output in data)
+    assert stills == shown["view"] - cards, "a view leaves a picture for whoever opens the notebook without a kernel"
+    runs = {record.parents[2] for record in tmp_path.rglob("jobs/*/job.json")}
+    assert len(runs) == cards
+    for run in runs:
+        assert_trains_to_its_end(run)
+
+
+def assert_trains_to_its_end(run: Path) -> None:
+    """A job that a notebook started goes on without it."""
+    (made,) = submissions(run)
+    deadline = time.monotonic() + 120
+    while not (status := made.status()).state.is_over:
+        assert time.monotonic() < deadline, made.logs()
+        time.sleep(0.2)
+    assert status.state == "done", made.logs()
 
 
 def test_notebooks_keep_no_outputs_and_no_functions():

@@ -8,6 +8,7 @@ The doctor looks first; the code is copied into the run's folder, so that a job 
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,14 +135,19 @@ def launch(
     """Makes the run's folder and hands its job to the target; returns at once.
 
     after: submissions that have to end well first. Raises Refused for what the doctor marks red unless `force`,
-    FileExistsError for a folder that holds something else, RuntimeError where the engine refuses.
+    FileExistsError for a folder that holds something else, RuntimeError where the engine refuses and ValueError where
+    it cannot do what is wanted; then no folder is left behind.
     """
     planned = plan(config, target, folder=folder, later=bool(after), **resources)
     if planned.red and not force:
         raise Refused(planned.findings)
     folder = create(config, (new_folder(config.name) if folder is None else folder).absolute())
     copy_code([Path(core.__file__).parent], folder / "code" / "source")
-    return submit(job_for(folder, config, target, **resources), target, after=after)
+    try:
+        return submit(job_for(folder, config, target, **resources), target, after=after)
+    except (RuntimeError, ValueError):
+        shutil.rmtree(folder)  # all in it was made here; left behind, it would refuse the next attempt
+        raise
 
 
 def go_on(folder: Path, target: Target | None = None, **resources: Any) -> Submission:

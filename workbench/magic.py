@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.display import Code
 
 import core.config
 import core.schedules
@@ -80,7 +81,7 @@ class GramscopeMagics(Magics):
         raise UsageError("%gramscope train|attach|status|logs|cancel|requeue|resume; see workbench/magic.py")
 
     def train(self, words: Sequence[str], cell: str) -> Any:
-        """A card of the run that was submitted, at once."""
+        """A card of the run that was submitted, at once; with --dry-run the text that would be."""
         asked = train_words().parse_args(list(words))
         config = with_data(configured(asked.recipe, cell), asked.data)
         names = ("nodes", "processes", "gpus", "cpus", "minutes", "memory")
@@ -88,8 +89,8 @@ class GramscopeMagics(Magics):
         target = find_target(asked.on)
         if asked.dry_run:
             planned = plan(config, target, folder=asked.out, **resources)
-            print(LAUNCHERS[target.launcher].render(planned.job, target, planned.folder / "jobs" / "1"))
-            return None
+            text = LAUNCHERS[target.launcher].render(planned.job, target, planned.folder / "jobs" / "1")
+            return Code(text, language="yaml" if target.launcher in ("kubernetes", "skypilot") else "bash")
         try:
             made = launch(config, target, folder=asked.out, force=asked.force, **resources)
         except Refused as refused:

@@ -34,6 +34,7 @@ from core.probes import READINGS, Readings, map_of, packs_at, probe_steps, read_
 from core.run_folder import check_run, read_metrics
 
 KEPT = 64  # opened packs; they are mapped, not read
+SHIPPED = Path(__file__).with_name("series")  # small runs that come with the project, one after the other
 
 
 class Run:
@@ -115,6 +116,17 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     """The run in a folder. Raises ValueError, saying what is wrong, where there is none."""
     path = Path(folder).expanduser()
     return Run(path, check_run(path))
+
+
+def shipped_run(name: str) -> Run:
+    """A small run that comes with the project: `nano_pretrain`, `heal` or `heal_without` (workbench/series/README.md).
+
+    Raises ValueError for another name.
+    """
+    known = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if name not in known:
+        raise ValueError(f"no run called {name!r} comes with the project; there are: {', '.join(known)}")
+    return open_run(SHIPPED / name)
 
 
 @dataclass(frozen=True)

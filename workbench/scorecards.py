@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from core.dense.degradation import PANEL
@@ -23,6 +24,13 @@ def rows_of(series: RunSeries) -> list[tuple[str, ...]]:
         interval = "" if math.isnan(now.low) else f"{now.low:.3f} to {now.high:.3f}"
         rows.append((metric.title, metric.decay, _number(now.mean), interval, _number(line.tau), alarm))
     return rows
+
+
+def scorecard_html(series: RunSeries) -> str:
+    """The rows as a table for a page or a notebook."""
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows_of(series))
+    return f"<table class='card'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from apps.monitor import teacher
 from apps.monitor.watch import Shown, Watch
 from apps.views import PackFiles, build_view
 from workbench.plots import run_curves
-from workbench.scorecards import COLUMNS, rows_of
+from workbench.scorecards import scorecard_html
 
 EVERY = 5.0  # seconds between two looks at the folder
 KEPT = 4096  # packs on the disk of the server: a hundred checkpoints of forty images
@@ -59,7 +59,7 @@ def build(watch: Watch) -> gr.Blocks:
             return [
                 files.value(shown.packs, time=last, **state),
                 lens_of(files, shown),
-                scorecard_table(shown),
+                scorecard_html(shown.series),
                 run_curves(watch.runs(names)),
                 watch.signature(names),
                 told(where_now),
@@ -97,15 +97,6 @@ def lens_of(files: PackFiles, shown: Shown) -> dict[str, Any]:
     packs = [row[0] for row in shown.table]
     titles = [moment.title for moment in shown.series.moments]
     return files.value(packs, titles=titles, pack=len(packs) - 1)
-
-
-def scorecard_table(shown: Shown) -> str:
-    """The scorecard as a table."""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows_of(shown.series)
-    )
-    return f"<table class='card'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def serve(folder: Path, host: str, port: int, open_browser: bool) -> None:

@@ -314,6 +314,7 @@ def pack_features(
     text_vectors: Float[Tensor, "T D"] | None = None,
     dims: int | None = None,
     labels: Mapping[Any, Any] | None = None,  # checked below: text, with a sentence for what is not
+    preview: int | None = None,
     growing: bool = False,
 ) -> Pack:
     """The pack of features, in memory.
@@ -321,10 +322,11 @@ def pack_features(
     others: features of other photographs through the same weights, for cosines between pictures. basis: colours to
     keep. texts: phrases, with their vectors in the space of the patches. dims: cut the channels down to so many
     principal ones; the worst cosine error of that stands in `reduced`, and it can be large. curves: gives the
-    reference cosines, when somebody keeps them. growing: the map is not complete, patches of zeros are not there yet,
-    and there are no reference cosines, which take three quarters of the time. Instead of the photo its name will do,
-    then the preview is grey. A layer of -1 is one that nobody knows, and its norm then too. Raises ValueError for
-    parts that do not fit together.
+    reference cosines, when somebody keeps them. preview: most pixels of the long side of the picture that is kept
+    beside the map; without it as many as a view has use for. growing: the map is not complete, patches of zeros are
+    not there yet, and there are no reference cosines, which take three quarters of the time. Instead of the photo its
+    name will do, then the preview is grey. A layer of -1 is one that nobody knows, and its norm then too. Raises
+    ValueError for parts that do not fit together.
     """
     patches, dim = features.patches, features.patches.shape[-1]
     labels = dict(labels or {})
@@ -345,7 +347,7 @@ def pack_features(
         "cls": turned(features.cls),
         "registers": turned(features.registers),
         **_null_blocks(features, curves or (lambda: _curves(features, others)), growing),
-        "preview": np.frombuffer(_preview(photo, features.geometry), np.uint8),
+        "preview": np.frombuffer(_preview(photo, features.geometry, preview), np.uint8),
         "codes": coded.codes.numpy(),
     }
     if basis is not None:
@@ -463,9 +465,9 @@ def _null_blocks(features: DenseFeatures, told: Callable[[], NullCurves], growin
     return {name: block.cpu().numpy() for name, block in blocks.items()}
 
 
-def _preview(photo: Picture | str, geometry: Geometry) -> bytes:
+def _preview(photo: Picture | str, geometry: Geometry, most: int | None) -> bytes:
     longest = max(geometry.width, geometry.height)
-    side = min(longest, LARGE_PREVIEW if longest > LARGE_PREVIEW else PREVIEW)
+    side = min(longest, most or (LARGE_PREVIEW if longest > LARGE_PREVIEW else PREVIEW))
     size = (max(1, round(geometry.width * side / longest)), max(1, round(geometry.height * side / longest)))
     image = Image.new("RGB", size, "grey") if isinstance(photo, str) else Image.fromarray(photo.pixels)
     file = io.BytesIO()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from core.config import Config
+from core.config import Config, GramConfig
 from core.recipes.nano import anchored, nano_pretrain
 from core.schedules import constant
 
@@ -53,4 +53,5 @@ def heal() -> Config:
 def heal_without() -> Config:
     """The same steps as `heal` without Gram anchoring: what they alone would do."""
     stage = heal()
-    return replace(stage, name="heal_without", gram=replace(stage.gram, weight=constant(0.0)))
+    sizes = tuple(replace(each, gram_size=None) for each in stage.crops.sizes)
+    return replace(stage, name="heal_without", gram=GramConfig(), crops=replace(stage.crops, sizes=sizes))

@@ -3,12 +3,13 @@
 import socket
 import subprocess
 import sys
-import time
 import types
+from pathlib import Path
 
 import pytest
 
 from apps import cli
+from workbench.runs import SHIPPED
 
 
 @pytest.fixture
@@ -44,14 +45,11 @@ def test_help_loads_none_of_the_heavy_packages():
     assert out.stdout.splitlines()[-1] == ""
 
 
-def test_help_comes_within_a_second():
-    run("--help")  # once to write the byte code
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run("--help")
-        took.append(time.perf_counter() - start)
-    assert min(took) < 1.0  # the best of three: other work on the machine only adds
+def test_help_loads_few_modules():
+    # What help waits for: 0.4 s of processor time for these, on two cores.
+    code = "import sys, apps.cli\ntry: apps.cli.main(['--help'])\nexcept SystemExit: print(len(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert int(out.stdout.splitlines()[-1]) < 400
 
 
 def test_help_names_every_command():
@@ -129,3 +127,17 @@ def test_open_host_is_warned_about(served, capsys):
     cli.main(["app", "--port", str(free_port()), "--host", "0.0.0.0"])
     assert "open to your network and there is no password" in capsys.readouterr().err
     assert served[0]["host"] == "0.0.0.0"
+
+
+def test_monitor_shows_the_runs_here_or_those_that_come_with_the_project(monkeypatch, tmp_path, capsys):
+    shown = []
+    monkeypatch.setattr("apps.monitor.app.serve", lambda runs, **rest: shown.append(runs))
+    monkeypatch.chdir(tmp_path)
+    cli.main(["monitor", "--port", str(free_port())])
+    assert shown.pop() == SHIPPED
+    assert "those that come with Gramscope" in capsys.readouterr().out
+    (tmp_path / "runs").mkdir()
+    cli.main(["monitor", "--port", str(free_port())])
+    assert shown.pop() == Path("runs")
+    with pytest.raises(SystemExit, match="nowhere is no folder"):
+        cli.main(["monitor", "nowhere", "--port", str(free_port())])

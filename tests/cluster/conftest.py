@@ -1,8 +1,6 @@
 """Jobs that take a moment, and places to run them."""
 
-import importlib.util
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,21 +53,3 @@ def naps_in(tmp_path: Path) -> Callable[..., Job]:
         return replace(plain, name=name, folder=tmp_path / "runs" / name, arguments=arguments, **wants)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm of four virtual nodes, which this process's environment names while it is there."""
-    place = Path(__file__).with_name("virtual_slurm.py")
-    specification = importlib.util.spec_from_file_location("virtual_slurm", place)
-    virtual_slurm = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(virtual_slurm)
-    if words := virtual_slurm.missing():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(words)
-    before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
-    with virtual_slurm.running(tmp_path_factory.mktemp("slurm")) as environment:
-        os.environ |= {name: environment[name] for name in before}
-        yield
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ |= {} if value is None else {name: value}

@@ -1,5 +1,6 @@
 """Jobs on this machine, for real."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,10 +71,13 @@ def test_cancel_lets_it_save(nap):
     made.cancel()  # again: nothing happens
 
 
-def test_requeue_starts_it_again_under_the_same_number(nap):
+def test_requeue_starts_it_again_under_the_same_number_and_where_it_was(nap, tmp_path, monkeypatch):
     made = submit(nap("long", seconds=60), HERE)
     started(made)
+    directory = os.getcwd()
+    monkeypatch.chdir(tmp_path)
     again = made.requeue()
+    assert os.readlink(f"/proc/{again.handle['id']}/cwd") == directory
     started(again, "saved\nstart 0")
     assert again.place == made.place and again.handle != made.handle
     assert submissions(made.job.folder) == [again]
@@ -90,8 +94,6 @@ def test_bad_ends_are_what_they_are(nap, nap_of, state, words):
 
 
 def test_a_killed_job_is_not_running(nap):
-    import os
-
     made = submit(nap("killed", seconds=60), HERE)
     started(made)
     os.killpg(int(made.handle["id"]), signal.SIGKILL)
@@ -99,8 +101,6 @@ def test_a_killed_job_is_not_running(nap):
 
 
 def test_another_process_with_the_same_number_is_not_the_job(nap):
-    import os
-
     made = submit(nap("one"), HERE)
     wait(made, State.DONE)
     impostor = replace(made, handle=made.handle | {"id": str(os.getpid())})

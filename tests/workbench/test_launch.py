@@ -90,13 +90,27 @@ def test_what_the_doctor_marks_red_is_not_submitted(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_engine_refuses_leaves_no_folder_that_would_refuse_the_next_attempt(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))  # with Slurm's clients and without: no queue
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="sbatch"):
+        launch(small, find_target("slurm:gpu", Path("/nowhere")), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="one node"):
+        launch(small, HERE, nodes=2)
+    assert not (tmp_path / "run").exists() and list((tmp_path / "runs").iterdir()) == []
+
+
 def test_a_plan_makes_nothing_and_looks_at_the_target(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    target = Target(name="h100", launcher="slurm", nodes=2, gpus=8, gpu="V100", cpus=4, memory="100G")
     config = recipe("vit7b_pretrain")
-    planned = plan(replace(config, data=replace(config.data, sources=recipe("smoke").data.sources)), target)
-    assert planned.job.world == 16 and planned.job.processes == 8
+    config = replace(config, data=replace(config.data, sources=recipe("smoke").data.sources))
+    target = Target(name="v100", launcher="slurm", gpus=4, gpu="V100", cpus=4, memory="100G")
+    planned = plan(config, target)
+    assert planned.job.world == planned.job.processes == 4
     assert "memory" in {finding.rule for finding in planned.red}, report(planned.findings)
+    planned = plan(config, replace(target, gpu="H100", nodes=2))  # 16 GiB of models a GPU and not 33, 80 and not 32
+    assert planned.job.world == 8
+    assert "memory" not in {finding.rule for finding in planned.red}, report(planned.findings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,8 +149,8 @@ def test_tomorrows_edit_does_not_change_a_job_that_waits(small, tmp_path, monkey
 
 def test_stages_are_looked_at_before_any_is_submitted(small, tmp_path):
     first = (small, tmp_path / "first")
-    broken = (replace(small, data=replace(small.data, batch_size=0)), tmp_path / "second")
-    with pytest.raises(Refused):
+    broken = (replace(small, data=replace(small.data, sources=())), tmp_path / "second")
+    with pytest.raises(Refused, match="source-none"):
         chain([first, broken], HERE)
     assert not (tmp_path / "first").exists()
 

@@ -50,10 +50,9 @@ def test_what_cannot_be_understood_is_said_with_its_line(cell, words):
         configured("smoke", cell)
 
 
-def test_a_dry_run_shows_the_text_and_makes_nothing(magic, capsys, tmp_path, monkeypatch):
+def test_a_dry_run_shows_the_text_and_makes_nothing(magic, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    magic.gramscope("train smoke --on slurm:gpu --nodes 2 --dry-run", "steps = 9")
-    shown = capsys.readouterr().out
+    shown = magic.gramscope("train smoke --on slurm:gpu --nodes 2 --dry-run", "steps = 9").data
     assert "#SBATCH --nodes=2" in shown and "#SBATCH --partition=gpu" in shown
     assert list(tmp_path.iterdir()) == []
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from core.dense.degradation import PANEL, dense_structure, gram_distance, local_distant
+from core.dense.packs import open_pack
 from core.models import build_backbone
 from core.probes import open_probes, write_probes
-from workbench.runs import Moment, Run, RunSeries, open_run
+from workbench.images import list_samples, open_image
+from workbench.runs import SHIPPED, Moment, Run, RunSeries, open_run, shipped_run
 
 STEPS = (0, 10, 20)
 
@@ -131,3 +133,33 @@ def test_stages_follow_each_other_and_runs_of_other_images_are_refused(make_run,
 def test_a_moment_says_where_it_is(run):
     assert Moment(run, 10).title == "first, step 10"
     assert "3 with probes" in repr(run)
+
+
+# ---------------------------------------------------------------- the runs that come with the project
+
+
+def test_the_small_runs_that_come_with_the_project_are_one_story():
+    pretrain, heal, without = map(shipped_run, ("nano_pretrain", "heal", "heal_without"))
+    for branch in (heal, without):
+        series = RunSeries.of([pretrain, branch])
+        assert len(series) == 13 and len(series.images) == 4
+        assert np.isfinite(series.table("cls_patch_cosine")).all()
+        proxies = [series.proxy(), series.proxy("knn", "top1_k10")]
+        assert np.isfinite(np.array(proxies)[:, : len(pretrain.probe_steps)]).all()
+    assert heal.config.gram.use and not without.config.gram.use
+    assert (heal.config.init, heal.config.steps) == (without.config.init, without.config.steps)
+    with pytest.raises(ValueError, match="there are: heal, heal_without, nano_pretrain"):
+        shipped_run("vit7b")
+
+
+def test_they_are_small_and_name_no_machine_and_show_our_photographs():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5e6
+    assert {path.suffix for path in files} == {".md", ".json", ".jsonl", ".dfp"}
+    ours = {open_image(sample.path).name: open_image(sample.path).digest for sample in list_samples()}
+    for path in files:
+        if path.suffix == ".dfp":
+            picture = open_pack(path).picture
+            assert picture["digest"] == ours[picture["name"]], path
+        else:
+            assert '"/' not in path.read_text(), path

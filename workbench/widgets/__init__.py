@@ -2,6 +2,9 @@
 
 from workbench.widgets.cloud import PatchCloud
 from workbench.widgets.follow import FollowView
+from workbench.widgets.gram import GramLens
 from workbench.widgets.similarity import Similarity
+from workbench.widgets.time import TimeSlider
+from workbench.widgets.xray import TokenXray
 
-__all__ = ["FollowView", "PatchCloud", "Similarity"]
+__all__ = ["FollowView", "GramLens", "PatchCloud", "Similarity", "TimeSlider", "TokenXray"]

@@ -82,12 +82,12 @@ const STYLE = `
     .gs-time-body:not(.gs-wide) { grid-template: "map head" auto "map curves" 1fr / minmax(0, 1fr) minmax(0, 1fr); }
   }
   .gs-gap { flex: 1; }
-  .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 5.5em; gap: 0 12px; align-items: center; }
+  .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 8em; gap: 0 12px; align-items: center; }
   .gs-ribbon > div { position: relative; min-width: 0; }
   .gs-ribbon input[type=range] { width: 100%; margin: 0; accent-color: #2563eb; }
   .gs-ticks { position: relative; height: 1.5em; font-size: 11px; color: var(--gs-soft); }
   .gs-ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
-  .gs-place { font-weight: 600; text-align: right; }
+  .gs-place { font-weight: 600; text-align: right; line-height: 1.25; white-space: pre-line; overflow-wrap: anywhere; }
   .gs-value { text-align: right; font-size: 12px; }
   .gs-group { grid-column: 1 / -1; color: var(--gs-soft); font-size: 11px; margin-top: 6px; border-top: 1px solid var(--gs-line); padding-top: 4px; }
   .gs-ribbon label { font-size: 12px; white-space: normal; line-height: 1.2; }
@@ -100,6 +100,7 @@ const STYLE = `
   .gs-curve i { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px solid ${COLORS.query}; }
   .gs-curve i.gs-other { border-left: 1px dashed var(--gs-soft); }
   &.gs-card { border: 1px solid var(--gs-line); border-radius: 8px; padding: 12px 14px; max-width: 720px; --gs-tone: light-dark(#6b7280, #9ca3af); }
+  &.gs-card button:disabled, &.gs-card select:disabled { opacity: 0.45; cursor: default; }
   &.gs-card.gs-live { --gs-tone: light-dark(#2563eb, #60a5fa); }
   &.gs-card.gs-bad { --gs-tone: light-dark(#b91c1c, #f87171); }
   .gs-head { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; font-size: 15px; }

@@ -82,7 +82,7 @@ export class Ribbon {
 
   follow(time, against, marked) {
     update(this.range, { value: `${time}` });
-    update(this.place, { textContent: this.titles?.[time] ?? "" });
+    update(this.place, { textContent: (this.titles?.[time] ?? "").replace(", ", "\n") });
     this.range.setAttribute("aria-valuetext", this.titles?.[time] ?? "");
     const at = (moment) => `calc(${EDGE}px + (100% - ${2 * EDGE}px) * ${this.share(moment)})`;
     for (const { curve, mark, value, cursor, other } of this.rows) {

@@ -426,7 +426,15 @@ class View {
   foot() {
     const facts = this.packs.filter(Boolean).map(({ header }) => header);
     const worst = Math.max(...facts.map(({ error }) => error.cosine_max));
-    const licences = new Set(facts.map(({ model }) => `${model.name}: ${model.licence ?? "licence unknown"}`));
+    const under = new Map(); // licence -> names of models; of many, as along a run, the first and the last
+    for (const { model } of facts) {
+      const licence = model.licence ?? "licence unknown";
+      under.set(licence, (under.get(licence) ?? new Set()).add(model.name));
+    }
+    const licences = [...under].map(([licence, names]) => {
+      const all = [...names];
+      return `${all.length > 3 ? `${all[0]} … ${all.at(-1)}` : all.join(", ")}: ${licence}`;
+    });
     const cut = facts.find(({ reduced }) => reduced);
     const less = cut ? `, ${cut.reduced.from} channels cut to ${cut.dim}` : "";
     const words = [this.engine.name, `cosines within ${worst.toFixed(4)} of fp32${less}`, ...licences].join(" · ");

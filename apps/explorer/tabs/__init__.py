@@ -2,6 +2,13 @@
 
 from types import ModuleType
 
-from apps.explorer.tabs import about, follow, large, pca, similarity
+from apps.explorer.tabs import about, follow, large, pca, similarity, training
 
-TABS: dict[str, ModuleType] = {"similarity": similarity, "pca": pca, "follow": follow, "large": large, "about": about}
+TABS: dict[str, ModuleType] = {
+    "similarity": similarity,
+    "pca": pca,
+    "follow": follow,
+    "large": large,
+    "training": training,
+    "about": about,
+}

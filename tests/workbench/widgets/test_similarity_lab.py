@@ -1,15 +1,5 @@
 """The similarity widget where it is at home: JupyterLab in a real browser, from the first hover to a dead kernel."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -20,7 +10,6 @@ from workbench.images import list_samples, open_image
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parents[3]
 PREPARED = """
 from core.models.weights import load_backbone
 from workbench.images import list_samples
@@ -38,127 +27,20 @@ STORY = [
 ]
 PHOTO = list_samples()[1].path
 GEOMETRY = plan(*open_image(PHOTO).size, 14, size=336)
-KERNEL = "jupyterapp.shell.currentWidget.sessionContext.session?.kernel"
 STILL = "img.gramscope-still"
-SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
-}
 
 
-@dataclass
-class Lab:
-    """A running JupyterLab with nothing of the person's own in it."""
-
-    address: str
-    folder: Path
-    browser: Any
-
-    def write(self, name: str, sources: list[str]) -> Path:
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        path = self.folder / "work" / name
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-        return path
-
-    def set(self, name: str, **values: Any) -> None:
-        path = self.folder / "config/lab/user-settings" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
-
-    def open(self, name: str, *, kernel: bool = True) -> "Notebook":
-        page = self.browser.new_page(viewport={"width": 1280, "height": 1000})
-        notebook = Notebook(page)
-        page.goto(f"{self.address}/lab/tree/{name}?token=secret&reset")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        if kernel:
-            page.wait_for_function(f"{KERNEL}?.status === 'idle'", timeout=60_000)
-        return notebook
-
-
-class Notebook:
-    """A notebook that is open on a page."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.sent: list[Any] = []  # what the page tells kernels
-        self.errors: list[str] = []
-        self.elsewhere: list[str] = []
-        page.on("websocket", lambda socket: socket.on("framesent", self._sent) if "/kernels/" in socket.url else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", lambda request: None if "127.0.0.1" in request.url else self.elsewhere.append(request.url))
-
-    def _sent(self, frame: Any) -> None:
-        self.sent.append(frame)
-
-    def command(self, name: str) -> None:
-        self.page.evaluate("(name) => jupyterapp.commands.execute(name)", name)
-
-    def run(self, index: int, *, wait: bool = True) -> str:
-        """Runs a cell and returns what it says."""
-        self.page.evaluate("(index) => { jupyterapp.shell.currentWidget.content.activeCellIndex = index; }", index)
-        self.page.evaluate(f"""() => {{ const done = jupyterapp.commands.execute("notebook:run-cell");
-                                        return {json.dumps(wait)} ? done : null; }}""")
-        outputs = self.page.evaluate(
-            "(index) => jupyterapp.shell.currentWidget.content.model.cells.get(index).toJSON().outputs", index
-        )
-        assert not any(output["output_type"] == "error" for output in outputs), outputs
-        return "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-
-    def reads(self, words: str) -> None:
-        """Waits until the view's read-out holds these words."""
-        script = "(words) => document.querySelector('.gs-read')?.textContent.includes(words)"
-        self.page.wait_for_function(script, arg=words, timeout=60_000)
-
-    def place(self, row: int, col: int) -> tuple[float, float]:
-        """Where a patch is on the page."""
-        canvas = self.page.locator(".gs-stage canvas").first
-        canvas.scroll_into_view_if_needed()
-        box = canvas.bounding_box()
-        x, y = patch_centre(GEOMETRY, row, col)
-        return box["x"] + x / GEOMETRY.width * box["width"], box["y"] + y / GEOMETRY.height * box["height"]
+def place(notebook: Any, row: int, col: int) -> tuple[float, float]:
+    """Where a patch is on the page."""
+    canvas = notebook.page.locator(".gs-stage canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = patch_centre(GEOMETRY, row, col)
+    return box["x"] + x / GEOMETRY.width * box["width"], box["y"] + y / GEOMETRY.height * box["height"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {name: str(folder / place) for name, place in [
-        ("HOME", "home"), ("JUPYTER_CONFIG_DIR", "config"), ("JUPYTER_DATA_DIR", "data"),
-        ("JUPYTER_RUNTIME_DIR", "runtime"), ("IPYTHONDIR", "ipython"),
-    ]}  # fmt: skip
-    lab = Lab(f"http://127.0.0.1:{port}", folder, browser)
-    (folder / "work").mkdir()
-    for name, values in SETTINGS.items():
-        lab.set(name, **values)
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
-        *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret"),
-        *(f"--ServerApp.root_dir={folder / 'work'}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
-    ]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            command, env=os.environ | own | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{lab.address}/api", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield lab
-    finally:
-        server.terminate()  # which ends its kernels, too
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def notebook(lab) -> Notebook:
+def notebook(lab) -> Any:
     """The story, its first cell run and its view drawn."""
     lab.write("story.ipynb", STORY)
     notebook = lab.open("story.ipynb")
@@ -173,9 +55,9 @@ def test_hovering_tells_the_kernel_nothing(notebook):
     page.wait_for_timeout(500)
     before = len(notebook.sent)
     for step in range(60):
-        page.mouse.move(*notebook.place(step * 17 // 60, step * 23 // 60))
+        page.mouse.move(*place(notebook, step * 17 // 60, step * 23 // 60))
         page.wait_for_timeout(16)
-    page.mouse.move(*notebook.place(5, 20))
+    page.mouse.move(*place(notebook, 5, 20))
     notebook.reads("row 5, col 20")
     page.wait_for_timeout(500)
     assert len(notebook.sent) == before
@@ -183,9 +65,9 @@ def test_hovering_tells_the_kernel_nothing(notebook):
 
 def test_a_click_is_read_in_python(notebook):
     before = len(notebook.sent)
-    notebook.page.mouse.click(*notebook.place(12, 20))
+    notebook.page.mouse.click(*place(notebook, 12, 20))
     assert notebook.run(1) == "(12, 20)"
-    notebook.page.mouse.click(*notebook.place(3, 15))
+    notebook.page.mouse.click(*place(notebook, 3, 15))
     assert notebook.run(1) == "(3, 15)"
     assert len(notebook.sent) - before < 8, "one message a click and one a cell, and what Lab asks for"
 
@@ -243,11 +125,11 @@ def test_without_a_kernel_the_picture_is_there(lab, notebook):
     other = lab.open("bare.ipynb", kernel=False)
     other.page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
     other.page.get_by_text("Similarity of cat_bengal.jpg").wait_for()  # Lab's stand-in for the view
-    assert other.page.evaluate(f"{KERNEL} ?? null") is None
+    assert other.kernel() is None
     assert_readable(other)
 
 
-def assert_readable(notebook: Notebook) -> None:
+def assert_readable(notebook: Any) -> None:
     """The picture of the view is shown, large enough to be read, and nothing pretends to be alive."""
     still = notebook.page.locator(STILL)
     assert still.is_visible() and still.get_attribute("alt")

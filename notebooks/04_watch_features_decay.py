@@ -1,0 +1,78 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What becomes of the patches while a model trains?
+# A small model was trained from scratch for two hours, and every 500 steps it looked at the same four photographs.
+# Pin a patch, move through its life, and see what the loss does not tell.
+
+# %%
+import numpy as np
+
+from workbench.plots import gram_sheet, moment_curves
+from workbench.runs import RunSeries, shipped_run
+from workbench.widgets import GramLens, TimeSlider, TokenXray
+
+run = shipped_run("nano_pretrain")
+series = RunSeries.of([run])
+dogs = series.images.index("two_dogs.jpg")
+
+view = TimeSlider(series, image=dogs, time=2, point=(6, 4))
+view
+
+# %% [markdown]
+# ## Better and worse at once
+# k-NN accuracy asks whether whole pictures of a kind lie together. In-context mIoU asks whether patches know where an
+# animal ends; its masks are those of 84 photographs that the run never saw (few: differences under 0.05 are chance).
+# The third curve needs no labels at all: how much every patch resembles CLS, which stands for the whole picture.
+
+# %%
+titles = [moment.title for moment in series.moments]
+curves = {curve["name"]: curve for curve in view.curves}
+moment_curves(titles, [curves[name] for name in ("knn", "miou", "cls_patch_cosine")])
+
+# %% [markdown]
+# ## The first and the last good map
+# The same patch asks in both; between them stands what has changed. Everything has come closer to it, and most of all
+# what it had least to do with.
+
+# %%
+best = int(np.argmax(series.proxy()))
+TimeSlider(series, image=dogs, time=len(series) - 1, against=best, compare="difference", point=(6, 4))
+
+# %% [markdown]
+# ## Every patch with every other
+# A map is one row of the Gram matrix. Here are all rows at every checkpoint: squares are parts whose patches agree.
+
+# %%
+gram_sheet(series, dogs)
+
+# %% [markdown]
+# Brush a part of the photograph and its rows light up in the matrix, and the other way round. Choose the order by
+# cluster: then parts stand together. The dial under it is no checkpoint; it makes collapse by hand.
+
+# %%
+early, late = view.table[best][dogs], view.table[-1][dogs]
+GramLens(early, late, pack=1, against=0, titles=["the best", "the last"], order="cluster")
+
+# %% [markdown]
+# ## Who holds the picture together?
+# CLS and the registers are tokens too. What a patch shares with CLS it says of the whole picture, not of its place.
+
+# %%
+TokenXray(late)
+
+# %% [markdown]
+# ## What to try next
+# - `view.save("decay.html")`: the slider in one file that opens without Python.
+# - `TimeSlider("runs/yours")`: any run that was trained with `--run.probe-every 500`.
+# - Which of the unlabelled curves turns first? The next notebooks anchor the model, and read a run of your own.
