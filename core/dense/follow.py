@@ -1,9 +1,10 @@
 """Objects followed through a clip whose features are at hand: marked, corrected, and every vote on record.
 
 The label propagation of `core.dense.propagation` (paper, section 6.1.5 and appendix D.5) for people who try things out.
-Who resembles whom does not depend on what is marked, so it is searched once: another mark, correction, topk or
-temperature then costs milliseconds. Frames that were marked, the first one and every correction, stay in the context
-for good, and of the others those since the last mark are asked; where nothing is corrected, that is the paper's way.
+Who resembles whom does not depend on what is marked, so it is searched once for each pair of frames: other marks, topk
+or temperature then cost milliseconds a frame, and a correction asks for its own frame alone. Frames that were marked,
+the first one and every correction, stay in the context for good, and of the others those since the last mark are asked;
+where nothing is corrected, that is the paper's way.
 """
 
 import math
@@ -24,7 +25,7 @@ from core.threads import evenly, in_threads, num_threads
 
 CANDIDATES = 16  # kept of each search: any topk up to this needs no new one
 TILE = 8  # patches along the side of a block that is searched at once
-KEPT = 8  # searches a frame that are remembered: 230 kB each for 32 x 57 patches
+KEPT = 2**28  # bytes of searches that are remembered: nineteen a frame of 60 frames of 32 x 57 patches
 GROUPS = 16  # values that compete before they are sorted
 
 
@@ -102,7 +103,7 @@ class Follower:
         unit = torch.stack([F.normalize(frame.float(), dim=-1).to(features.dtype) for frame in features])
         self.rows, self.cols = features.shape[1:3]
         self.unit = unit.flatten(1, 2)  # (T, P, D)
-        self._found: OrderedDict[tuple[int, tuple[int, ...], float | None, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._found: OrderedDict[tuple[int, int, float | None, int], tuple[Tensor, Tensor]] = OrderedDict()
         self._guard = threading.Lock()
 
     def __len__(self) -> int:
@@ -167,7 +168,10 @@ class Follower:
 
     def _ask(self, frame: int, marked: Sequence[int], rules: Rules) -> tuple[Tensor, Tensor]:
         """Voters (P, k) and their weights, from the marked frames so far and those just before."""
-        found = [self._search(frame, group, rules) for group in _groups(frame, marked, rules)]
+        context = _context(frame, marked, rules)
+        if self._missing(frame, context, rules):  # so many are kept that this is rare; all, or one drives out another
+            self._search(frame, context, rules)
+        found = [self._found[frame, other, rules.radius, _count(rules)] for other in context]
         cosine, voters = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         best, index = cosine.topk(min(rules.topk, cosine.shape[1]), dim=1)
         weights = (best / rules.temperature).softmax(dim=1)  # out of reach: weighs nothing
@@ -177,49 +181,49 @@ class Follower:
     def _look_ahead(self, frame: int, marked: Sequence[int], rules: Rules) -> int:
         """Searches for a few frames at once, one a core, and says up to which: no search waits for labels."""
         frames = range(frame, min(frame + num_threads(), len(self)))
-        wanted = [
-            (each, group)
-            for each in frames
-            for group in _groups(each, marked, rules)
-            if (each, group, rules.radius, _count(rules)) not in self._found
-        ]
+        wanted = [(each, self._missing(each, _context(each, marked, rules), rules)) for each in frames]
+        wanted = [(each, others) for each, others in wanted if others]
         shares = [wanted[part] for part in evenly(len(wanted), min(num_threads(), len(wanted)))] if wanted else []
         if shares:
-            in_threads(lambda share: [self._search(*each, rules) for each in share], shares)
+            in_threads(lambda share: self._search_all(share, rules), shares)
         return frames.stop
 
-    def _search(self, frame: int, group: tuple[int, ...], rules: Rules) -> tuple[Tensor, Tensor]:
-        """Cosines (P, n) of the most similar patches of some frames, and which they are (frame x P + patch)."""
-        key = (frame, group, rules.radius, _count(rules))
-        if (known := self._found.get(key)) is not None:
-            return known
-        query, keys = self.unit[frame].float(), self.unit[list(group)].float()  # (P, D), (C, P, D)
-        parts = [
-            (places, *self._search_tile(query, group, keys, rules, places, window))
-            for places, window in _tiles(self.rows, self.cols, rules.radius)
-        ]
-        width = max(best.shape[1] for _, best, _ in parts)
-        cosine = torch.full((self.rows * self.cols, width), -torch.inf)
-        voters = torch.zeros(self.rows * self.cols, width, dtype=torch.int32)
-        for places, best, index in parts:
-            cosine[places, : best.shape[1]], voters[places, : best.shape[1]] = best, index.int()
+    def _search_all(self, wanted: Sequence[tuple[int, list[int]]], rules: Rules) -> None:
+        for frame, others in wanted:
+            self._search(frame, others, rules)
+
+    def _missing(self, frame: int, others: Sequence[int], rules: Rules) -> list[int]:
+        """Of these frames those that have not been searched for what resembles the patches of `frame`."""
+        return [other for other in others if (frame, other, rules.radius, _count(rules)) not in self._found]
+
+    def _search(self, frame: int, others: list[int], rules: Rules) -> None:
+        """Keeps, frame by frame, cosines (P, n) of the most similar patches and which they are (frame x P + patch)."""
+        count, patches = _count(rules), self.rows * self.cols
+        query, keys = self.unit[frame].float(), self.unit[others].float()  # (P, D), (C, P, D)
+        tiles = _tiles(self.rows, self.cols, rules.radius)
+        width = min(count, max(len(window) for _, window in tiles))
+        cosine = torch.full((len(others), patches, width), -torch.inf)
+        voters = torch.zeros(len(others), patches, width, dtype=torch.int32)
+        for places, window in tiles:
+            best, index = self._search_tile(query, keys, rules, places, window)
+            cosine[:, places, : best.shape[-1]], voters[:, places, : best.shape[-1]] = best, window[index].int()
         with self._guard:
-            self._found[key] = cosine, voters
-            while len(self._found) > KEPT * len(self):
+            for at, other in enumerate(others):
+                self._found[frame, other, rules.radius, count] = cosine[at], voters[at] + other * patches
+            most = KEPT // (8 * patches * width) + len(others) * num_threads()
+            while len(self._found) > most:
                 self._found.popitem(last=False)  # the oldest
-        return cosine, voters
 
     def _search_tile(
-        self, query: Tensor, group: tuple[int, ...], keys: Tensor, rules: Rules, places: Tensor, window: Tensor
+        self, query: Tensor, keys: Tensor, rules: Rules, places: Tensor, window: Tensor
     ) -> tuple[Tensor, Tensor]:
-        count, radius = _count(rules), rules.radius
-        cosine = query[places] @ keys[:, window].flatten(0, 1).T  # (tile, C n)
-        if radius is not None:
-            far = ~_near(places, window, self.cols, radius)
-            cosine.unflatten(1, (len(group), -1)).masked_fill_(far[:, None], -torch.inf)
-        best, index = largest(cosine, count)
-        others, patch = torch.tensor(group)[index // len(window)], window[index % len(window)]
-        return best, others * (self.rows * self.cols) + patch
+        """Of each frame (C, p, n) the largest cosines and which of the window's patches they belong to."""
+        cosine = (query[places] @ keys[:, window].flatten(0, 1).T).unflatten(1, (len(keys), -1))  # (p, C, n)
+        if rules.radius is not None:
+            cosine.masked_fill_(~_near(places, window, self.cols, rules.radius)[:, None], -torch.inf)
+        best, index = largest(cosine.flatten(0, 1), _count(rules))
+        shape = (len(places), len(keys))
+        return best.unflatten(0, shape).transpose(0, 1), index.unflatten(0, shape).transpose(0, 1)
 
 
 def largest(values: Float[Tensor, "N M"], count: int) -> tuple[Float[Tensor, "N c"], Integer[Tensor, "N c"]]:
@@ -270,11 +274,11 @@ def _count(rules: Rules) -> int:
     return max(CANDIDATES, rules.topk)
 
 
-def _groups(frame: int, marked: Sequence[int], rules: Rules) -> list[tuple[int, ...]]:
-    """The context of a frame, in parts that are searched each by itself: a new mark asks for no more than its own."""
+def _context(frame: int, marked: Sequence[int], rules: Rules) -> list[int]:
+    """The frames that vote: every marked one so far, and those just before but not before the last mark."""
     last = max(other for other in marked if other < frame)  # what lies before a correction was in error: not asked
-    recent = tuple(range(max(last, frame - rules.context), frame))
-    return [(other,) for other in marked if other < frame and other not in recent] + [recent]
+    recent = range(max(last, frame - rules.context), frame)
+    return [other for other in marked if other < frame and other not in recent] + [*recent]
 
 
 def _tiles(rows: int, cols: int, radius: float | None) -> list[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from core.dense.follow import Follower, Rules, grown, largest
 from core.dense.propagation import track
+from core.threads import num_threads
 
 
 def clip(frames: int = 9, rows: int = 7, cols: int = 11, dim: int = 24, seed: int = 0) -> torch.Tensor:
@@ -106,6 +107,30 @@ def test_other_settings_ask_neither_for_the_model_nor_for_another_search(mask, m
     for rules in (Rules(topk=1), Rules(topk=16), Rules(temperature=1.0)):
         other = follower.follow({0: mask.roll(1, 0)}, rules)
         assert_close(other.labels.sum(-1), torch.ones(9, 7, 11))
+
+
+def test_a_correction_searches_its_own_frame_alone(mask, monkeypatch):
+    follower, rules, asked = Follower(clip()), Rules(context=3), []
+    before = follower.follow({0: mask}, rules)
+    search = Follower._search
+
+    def told(self, frame, others, rules):
+        asked.extend((frame, other) for other in others)
+        search(self, frame, others, rules)
+
+    monkeypatch.setattr(Follower, "_search", told)
+    follower.follow({0: mask, 2: mask.roll(1, 1)}, rules, former=before)
+    assert sorted(asked) == [(frame, 2) for frame in (6, 7, 8)], "of the others all have been searched"
+
+
+def test_searches_that_are_no_longer_kept_are_made_again(mask, monkeypatch):
+    expected = Follower(clip()).follow({0: mask})
+    monkeypatch.setattr("core.dense.follow.KEPT", 0)
+    follower = Follower(clip())
+    for _ in range(2):
+        found = follower.follow({0: mask})
+        assert_close(found.labels, expected.labels, atol=1e-6, rtol=0)
+    assert len(follower._found) <= 8 * num_threads()
 
 
 def test_votes_add_up_to_the_label(mask):
