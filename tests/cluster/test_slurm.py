@@ -23,7 +23,7 @@ def deaf(slurm, make_nap, tmp_path_factory) -> Submission:
     return submit(job, replace(LOW, options=("--signal=B:CONT@1",)))  # in place of the signal that it hears
 
 
-def wait(submission: Submission, condition: Callable[[Status], bool], patience: float = 60) -> Status:
+def wait(submission: Submission, condition: Callable[[Status], bool], patience: float = 120) -> Status:
     deadline = time.monotonic() + patience
     while not condition(status := submission.status()):
         assert not status.state.is_over, (status, submission.logs())

@@ -82,26 +82,39 @@ def path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
-    for first in range(20_000 + os.getpid() % 5000, 40_000, count):
-        with contextlib.ExitStack() as probes:
+@contextlib.contextmanager
+def own_ports() -> Iterator[int]:
+    """The first of NODES + 1 ports in a row that are no other Slurm's: whoever holds the port before them has them all.
+
+    To probe them is not enough. Between a probe and the daemons that listen there another Slurm may choose the same
+    ones; then nodes of the one report to the controller of the other, whose key they do not have.
+    """
+    for held in range(20_000, 32_000, NODES + 2):
+        with contextlib.ExitStack() as guard:
             try:
-                for port in range(first, first + count):
-                    probe = probes.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
+                guard.enter_context(socket.socket()).bind(("127.0.0.1", held))
+                with contextlib.ExitStack() as probes:
+                    for port in range(held + 1, held + NODES + 2):
+                        probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return first
+            yield held + 1
+            return
     raise RuntimeError("no ports are free")
 
 
 @contextlib.contextmanager
-def running(run: Path, *, patience: float = 60) -> Iterator[dict[str, str]]:
+def running(run: Path, *, patience: float = 120) -> Iterator[dict[str, str]]:
     """The environment in which Slurm's clients find it; at the end jobs are cancelled and daemons stopped."""
+    with own_ports() as first, _running(run, first, patience) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def _running(run: Path, first: int, patience: float) -> Iterator[dict[str, str]]:
     for name in ("state", "spool", "dev", *(f"spool/n{node}" for node in range(1, NODES + 1))):
         (run / name).mkdir(parents=True, exist_ok=True)
-    first, host = free_ports(NODES + 1), socket.gethostname().partition(".")[0]
+    host = socket.gethostname().partition(".")[0]
     facts = {"run": run, "host": host, "nodes": NODES, "port": first, "first": first + 1, "last": first + NODES}
     (run / "slurm.conf").write_text(CONFIGURATION.format(**facts))
     (run / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\n")
