@@ -302,7 +302,7 @@ def _valid(source: Source) -> Bool[np.ndarray, "H W"]:
     return np.asarray(source.valid, dtype=bool)
 
 
-def _thinned(masks: list[Bool[np.ndarray, "H W"]], count: int, seed: int) -> list[Bool[np.ndarray, "H W"]]:
+def _thinned(masks: list[Bool[np.ndarray, "_ _"]], count: int, seed: int) -> list[Bool[np.ndarray, "_ _"]]:
     """The same masks with at most `count` cells left in all of them together."""
     places = [np.flatnonzero(mask) for mask in masks]
     ends = np.cumsum([len(part) for part in places])

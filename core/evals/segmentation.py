@@ -46,7 +46,7 @@ class LinearHead(nn.Module):
 
 
 def mean_iou(
-    predictions: Sequence[Integer[Tensor, "h w"]], masks: Sequence[Integer[Tensor, "h w"]], classes: int
+    predictions: Sequence[Integer[Tensor, "_ _"]], masks: Sequence[Integer[Tensor, "_ _"]], classes: int
 ) -> Float[Tensor, "C"]:
     """Intersection over union of every class over all pixels of all pictures together; NaN for a class that is nowhere.
 
@@ -96,7 +96,7 @@ def train_head(
 
 
 @torch.no_grad()
-def predict(head: LinearHead, data: Labelled) -> list[Integer[Tensor, "h w"]]:
+def predict(head: LinearHead, data: Labelled) -> list[Integer[Tensor, "_ _"]]:
     """The likeliest class of every pixel: logits of patches, enlarged bilinearly."""
     found = []
     for features, mask in zip(data.features, data.masks, strict=True):

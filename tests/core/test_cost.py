@@ -94,7 +94,7 @@ def test_the_table_in_the_documentation_is_true():
             "models and optimizer, a GPU": cost.models_gib,
             "activations, a GPU (estimate)": cost.activations_gib,
             "a checkpoint": cost.checkpoint_gib,
-            "hours at 35 % of 989 TFLOP/s": cost.hours(989, 0.35),
+            "hours at 35 % of 989 TFLOP/s": cost.hours(989.0, 0.35),
         }
         assert set(found) == set(rows)
         for row, value in found.items():
