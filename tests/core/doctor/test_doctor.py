@@ -158,7 +158,8 @@ def test_no_recipe_is_red_where_its_inputs_are(name, tmp_path, monkeypatch):
         monkeypatch.setattr(doctor.case, "open_one", lambda source: Opened(source, Millions()))
     if config.init.student:
         before = recipe(Path(config.init.student).name)
-        run = make_run(tmp_path / before.name, before, 2000, 200_000)
+        named = config.gram.teacher.rpartition("@")[2]  # the step that the recipe names, if any
+        run = make_run(tmp_path / before.name, before, *{2000, 200_000, *([int(named)] if named.isdecimal() else [])})
         teacher = config.gram.teacher.replace(config.init.student, str(run))
         config = change(config, init={"student": str(run)}, gram={"teacher": teacher})
     machine = CLUSTER if name in WORLDS else LAPTOP
