@@ -5,6 +5,7 @@ Clicks land, pictures answer, bad files get a sentence, users stay apart.
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -305,10 +306,11 @@ def test_of_quick_clicks_the_last_one_stays_and_the_page_comes_to_rest(visit):
     comes_to_rest(page, asked)
     says(page, pixel_to_patch(plan(500, 375, PATCH, size=256), 410, 265))
     assert 2 <= len(asked) <= 12  # at most an answer and its charts for each click
+    asked.clear()
     choose(page, "Layer", "11")
     page.get_by_text("layer 11, after").wait_for()
     comes_to_rest(page, asked)
-    assert len(asked) < 25
+    assert max(Counter(asked).values()) <= 2, asked  # a choice in a list comes twice from Gradio, and never again
 
 
 def test_weights_that_cannot_be_had_leave_everything_as_it_was(visit):
