@@ -8,10 +8,10 @@ from core.schedules import constant
 
 
 def decay() -> Config:
-    """Stage 1 of the laboratory: in-context mIoU rises, then falls while k-NN still rises.
+    """Stage 1 of the laboratory: meant to lose dense structure within half an hour, while k-NN still rises.
 
-    As `nano_pretrain`, at twice its rate so that the fall comes within half an hour. Every 150 steps the probes, k-NN
-    and the masks of 84 photographs that the run never trains on.
+    As `nano_pretrain`, which does so in two hours, at twice its rate; at this rate nobody has run it to its end yet.
+    Every 150 steps the probes, k-NN and the masks of 84 photographs that the run never trains on.
     """
     base = nano_pretrain()
     return replace(

@@ -212,7 +212,10 @@ def test_a_map_minus_itself_is_exactly_nothing(early, show):
 def test_hovering_the_matrix_names_both_patches_and_their_cosine(early, show):
     page = show(GramLens(early))
     box = page.locator("canvas").nth(1).bounding_box()
-    at = lambda place: (place + 0.5) / 120  # noqa: E731
+
+    def at(place):
+        return (place + 0.5) / 120
+
     page.mouse.move(box["x"] + at(70) * box["width"], box["y"] + at(33) * box["height"])
     page.wait_for_timeout(80)
     wanted = gram_of(early)[33, 70]
