@@ -26,6 +26,7 @@ from core.threads import evenly, in_threads, num_threads
 CANDIDATES = 16  # kept of each search: any topk up to this needs no new one
 TILE = 8  # patches along the side of a block that is searched at once
 KEPT = 2**28  # bytes of searches that are remembered: nineteen a frame of 60 frames of 32 x 57 patches
+TOGETHER = 8  # frames that are searched in one marked frame at once
 GROUPS = 16  # values that compete before they are sorted
 
 
@@ -138,6 +139,7 @@ class Follower:
             labels[:start, :, :known] = former.labels[:start, :, :, :known].flatten(1, 2)
             voters[:start], weights[:start] = former.voters[:start], former.weights[:start]
         ahead = start
+        self._look_back(start, sorted(marks), rules, progress)
         for frame in range(start, len(self)):
             if frame in marks:
                 labels[frame] = F.one_hot(marks[frame].flatten().long(), objects + 1).float()
@@ -187,6 +189,43 @@ class Follower:
         if shares:
             in_threads(lambda share: self._search_all(share, rules), shares)
         return frames.stop
+
+    def _look_back(self, start: int, marked: Sequence[int], rules: Rules, progress: Progress | None) -> None:
+        """Searches a marked frame for all later frames that have been compared with everything else already.
+
+        So a correction in a clip that was followed before is a few large products instead of many small ones.
+        """
+        alone: dict[int, list[int]] = {}
+        for frame in range(start, len(self)):
+            if frame not in marked and len(missing := self._missing(frame, _context(frame, marked, rules), rules)) == 1:
+                alone.setdefault(missing[0], []).append(frame)
+        for other in (other for other in alone if other in marked):
+            frames = alone[other]
+            parts = [(frames[at : at + TOGETHER], other, rules) for at in range(0, len(frames), TOGETHER)]
+            for at in range(0, len(parts), num_threads()):
+                now = parts[at : at + num_threads()]
+                in_threads(lambda part: self._search_back(*part), now)
+                if progress:
+                    done = now[-1][0][-1] - frames[0] + 1
+                    progress(done, frames[-1] - frames[0] + 1, "frames beside the correction")
+
+    def _search_back(self, frames: list[int], other: int, rules: Rules) -> None:
+        """As `_search`, of several frames in one other."""
+        count, patches = _count(rules), self.rows * self.cols
+        queries, keys = self.unit[frames].float(), self.unit[other].float()  # (F, P, D), (P, D)
+        tiles = _tiles(self.rows, self.cols, rules.radius)
+        width = min(count, max(len(window) for _, window in tiles))
+        cosine = torch.full((len(frames), patches, width), -torch.inf)
+        voters = torch.zeros(len(frames), patches, width, dtype=torch.int32)
+        for places, window in tiles:
+            found = (queries[:, places].flatten(0, 1) @ keys[window].T).unflatten(0, (len(frames), -1))  # (F, p, n)
+            if rules.radius is not None:
+                found.masked_fill_(~_near(places, window, self.cols, rules.radius), -torch.inf)
+            best, index = (part.unflatten(0, found.shape[:2]) for part in largest(found.flatten(0, 1), count))
+            cosine[:, places, : best.shape[-1]], voters[:, places, : best.shape[-1]] = best, window[index].int()
+        with self._guard:
+            for at, frame in enumerate(frames):
+                self._found[frame, other, rules.radius, count] = cosine[at], voters[at] + other * patches
 
     def _search_all(self, wanted: Sequence[tuple[int, list[int]]], rules: Rules) -> None:
         for frame, others in wanted:

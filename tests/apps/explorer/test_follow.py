@@ -71,6 +71,14 @@ def test_an_object_is_followed_by_the_server_and_asked_about_on_the_page(page, t
     page.locator("#follow-view .gs-read", has_text="votes: frame").wait_for()
     assert page.locator("#follow-view .gs-votes figure").count() >= 1
     assert asked == [], "votes are in the page"
+    before = page.evaluate(f"() => [0, 1, 2, 3].map(frame => {VIEW}.digits(frame).join(''))")
+    page.mouse.move(0, 0)
+    page.evaluate(f"() => {VIEW}.go(2)")
+    mark(page, (0.6, 0.1), (0.7, 0.3))  # what was missed
+    page.get_by_role("button", name="Go on from here", exact=True).click()
+    page.wait_for_function(f"() => {VIEW}.found?.marks[2] && !{VIEW}.busy", timeout=60_000)
+    after = page.evaluate(f"() => [0, 1, 2, 3].map(frame => {VIEW}.digits(frame).join(''))")
+    assert after[:2] == before[:2] and after[2] != before[2] and after[3] != before[3]
     with page.expect_download(timeout=60_000) as download:
         page.locator("#follow-view summary", has_text="Take it home").click()
         page.get_by_role("button", name="Masks, PNG").click()

@@ -112,15 +112,26 @@ def test_other_settings_ask_neither_for_the_model_nor_for_another_search(mask, m
 def test_a_correction_searches_its_own_frame_alone(mask, monkeypatch):
     follower, rules, asked = Follower(clip()), Rules(context=3), []
     before = follower.follow({0: mask}, rules)
-    search = Follower._search
+    back = Follower._search_back
 
-    def told(self, frame, others, rules):
-        asked.extend((frame, other) for other in others)
-        search(self, frame, others, rules)
+    def told(self, frames, other, rules):
+        asked.extend((frame, other) for frame in frames)
+        back(self, frames, other, rules)
 
-    monkeypatch.setattr(Follower, "_search", told)
+    monkeypatch.setattr(Follower, "_search", lambda *given: pytest.fail("searched what was searched before"))
+    monkeypatch.setattr(Follower, "_search_back", told)
     follower.follow({0: mask, 2: mask.roll(1, 1)}, rules, former=before)
     assert sorted(asked) == [(frame, 2) for frame in (6, 7, 8)], "of the others all have been searched"
+
+
+@pytest.mark.parametrize("radius", [None, 2.0])
+def test_a_correction_searched_from_behind_finds_what_a_search_of_each_frame_finds(mask, radius):
+    rules, marks = Rules(context=2, radius=radius), {0: mask, 3: mask.roll(1, 0)}
+    follower = Follower(clip())
+    follower.follow({0: mask}, rules)
+    found, plain = follower.follow(marks, rules), Follower(clip()).follow(marks, rules)
+    assert_close(found.labels, plain.labels, atol=1e-6, rtol=0)
+    assert torch.equal(found.voters, plain.voters)
 
 
 def test_searches_that_are_no_longer_kept_are_made_again(mask, monkeypatch):
