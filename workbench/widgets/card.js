@@ -124,7 +124,8 @@ class Card {
       return `<polyline points="${points.join(" ")}" stroke="${COLORS[index % COLORS.length]}"/>`;
     });
     this.chart.innerHTML = `<svg viewBox="0 0 ${WIDE} ${HIGH}" preserveAspectRatio="none" role="img"
-      aria-label="Loss terms over steps 0 to ${last}">${lines.join("")}</svg>`;
+      aria-label="Loss terms over steps 0 to ${last}">${lines.join("")}</svg>
+      <p class="gs-numbers"><span>step 0</span><span>${last}</span></p>`;
     this.legend.replaceChildren(...curves.map(({ name, values }, index) => {
       const key = make("i");
       key.style.background = COLORS[index % COLORS.length];

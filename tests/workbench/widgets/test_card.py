@@ -51,6 +51,8 @@ def test_it_says_how_the_run_stands(show, told):
         assert words in facts.replace("step 21", "step 16"), (words, facts)
     assert "started again 1 time" in facts and "slurm:gpu 77" in facts
     assert page.locator(".gs-chart polyline").count() == len(told["curves"]) == 2
+    last = max(step for curve in told["curves"] for step in curve["steps"])
+    assert page.locator(".gs-chart span").all_inner_texts() == ["step 0", f"{last}"]
     assert page.get_by_role("progressbar").get_attribute("aria-valuemax") == "100"
 
 
