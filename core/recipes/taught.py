@@ -33,7 +33,7 @@ def embedded() -> Config:
     """
     return Config(
         name="embedded",
-        steps=6000,
+        steps=2000,
         model=ModelConfig(
             arch="vit_tiny", patch_size=16, drop_path=0.0, layer_scale=0.1, num_registers=4, rope_rescale=2.0
         ),
@@ -79,6 +79,7 @@ def embedded() -> Config:
 def embedded_highres() -> Config:
     """The second stage of `embedded`: crops of 256 and 384 pixels, so that maps hold on large photographs.
 
+    Only photographs that are as large as that: with --data, which the first stage's small ones should not be in.
     Name the run that it continues with --init.student RUN.
     """
     stage1 = embedded()
@@ -89,11 +90,15 @@ def embedded_highres() -> Config:
     return replace(
         stage1,
         name="embedded_highres",
-        steps=1000,
+        steps=200,
         init=InitConfig(student="runs/embedded"),
         crops=replace(stage1.crops, sizes=sizes, global_scale=(0.5, 1.0)),
         data=replace(stage1.data, batch_size=8),
-        optim=replace(stage1.optim, lr=Schedule(start=0.0, peak=3e-4, end=1e-5, warmup=50, cosine=None)),
-        run=replace(stage1.run, evaluate_every=500, export_every=500),
+        optim=replace(
+            stage1.optim,
+            lr=Schedule(start=0.0, peak=2e-4, end=1e-5, warmup=15, cosine=None),
+            momentum=constant(0.98),
+        ),
+        run=replace(stage1.run, log_every=10, checkpoint_every=50, evaluate_every=200, export_every=200),
         distill=replace(stage1.distill, views=0, chunk=4),
     )

@@ -429,7 +429,7 @@ def test_published_names_lead_to_backbones_of_the_table():
     assert set(PUBLISHED) >= {f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")}
     for name, entry in PUBLISHED.items():
         assert entry.backbone in BACKBONES
-        assert entry.licence is (DINOV3 if "dinov3" in name else APACHE) or name == "dinov2_vits14_saliency"
+        assert entry.licence is (DINOV3 if "dinov3" in name else APACHE) or entry.path is not None
         assert (entry.path is None) == (entry.hub is not None)
         assert (entry.mirror is not None) == ("dinov3" in name)
     assert PUBLISHED["dinov3_vitl16_sat493m"].hub == "facebook/dinov3-vitl16-pretrain-sat493m"
