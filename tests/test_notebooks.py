@@ -26,6 +26,7 @@ SHOWN = {  # a new notebook has a line here
     "06_read_a_run": {"chart": 2},
     "07_launch_on_a_cluster": {"view": 1},
     "08_follow_an_object": {"view": 1},
+    "09_ask_in_words": {"view": 2},
 }
 
 

@@ -1,21 +1,18 @@
 """The model of a text run, as at its start or with what it learned, and the tokenizer that goes with it."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxtyping import Int
 from safetensors.torch import load_file
-from torch import Tensor
 
 from core.checkpoint import load_teacher
 from core.models import Backbone
 from core.text.config import TextConfig, load_config
 from core.text.model import DinoText, VisualModel, build_dino_text
-from core.text.tokenizer import clip_tokenizer
+from core.text.tokenizer import Tokenize, clip_tokenizer
 from core.text.vision_head import VisionHead
 
-Tokenize = Callable[[str | Sequence[str]], Int[Tensor, "B N"]]
 WEIGHTS = "text.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"  # finished runs that come with the project
 
 
 def build(config: TextConfig) -> tuple[DinoText, Tokenize]:
@@ -51,6 +48,8 @@ def _with_sentences(backbone: Backbone, config: TextConfig) -> tuple[DinoText, T
 
 def load_text(folder: Path) -> tuple[DinoText, Tokenize]:
     """What a run learned, ready to be asked, from its folder. Raises FileNotFoundError for one that is not finished."""
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} holds no finished text run: there is no {WEIGHTS}")
     model, tokenizer = build(load_config(folder))
-    model.load_trained(load_file(folder / WEIGHTS))
+    model.load_trained({name: x.float() for name, x in load_file(folder / WEIGHTS).items()})
     return model.eval(), tokenizer

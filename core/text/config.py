@@ -57,24 +57,28 @@ def official() -> TextConfig:
 
 
 def captions_minilm() -> TextConfig:
-    """For two cores and some thousand captions: the head and a projection beside a frozen MiniLM.
+    """For two cores and some thousand captions: linear projections of a frozen backbone and of a frozen MiniLM.
 
-    This project's own: a text tower cannot be trained from so few captions, a projection can. Every image has a few
-    views, which the backbone looks at once.
+    This project's own: a text tower cannot be trained from so few captions, a projection can. The paper's two blocks over
+    the patches did not help: on `gramscope_vitt16` recall was the same, and the mean IoU on COCO 0.008 beside 0.020
+    (chance: 0.006). Every image has a few views, which the backbone looks at once.
     """
     return TextConfig(
         name="captions_minilm",
-        steps=2000,
+        steps=300,
         backbone="dinov2_vits14_saliency",
-        batch_size=128,
+        batch_size=64,
+        image_size=168,
         crop_scale=(0.4, 1.0),
-        views=4,
+        views=2,
         tower="minilm",
-        head_drop_path=0.1,
-        lr=Schedule(start=0.0, peak=5e-4, end=0.0, warmup=100, cosine=None),
+        out_dim=768,
+        head_depth=0,
+        head_drop_path=0.0,
+        lr=Schedule(start=0.0, peak=2e-3, end=0.0, warmup=20, cosine=None),
         weight_decay=0.05,
-        checkpoint_every=200,
-        evaluate_every=200,
+        checkpoint_every=50,
+        evaluate_every=300,
     )
 
 

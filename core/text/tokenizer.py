@@ -2,7 +2,7 @@
 
 import gzip
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,8 @@ import regex
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+Tokenize = Callable[[str | Sequence[str]], Int[Tensor, "B N"]]  # texts -> numbers of their pieces, padded with 0
 
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -7,10 +7,8 @@ import json
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,12 +16,13 @@ from torch import Tensor, nn
 from core import distributed
 from core.losses import contrastive, gram
 from core.run_folder import keep_metrics_before, lock, replace_text
-from core.text.assemble import WEIGHTS, Tokenize, build
-from core.text.captions import Captioned, read_captions
+from core.text.assemble import WEIGHTS, build
+from core.text.captions import read_captions
 from core.text.config import TextConfig, load_config
+from core.text.measure import retrieval
 from core.text.model import DinoText, ImageFeatures
+from core.text.tokenizer import Tokenize
 from core.text.views import Views, draw
-from core.text.zero_shot import recall_at
 from core.train import seed_step
 
 STATE = "checkpoint.safetensors"
@@ -158,41 +157,10 @@ def write_evaluation(folder: Path, finished: int, model: DinoText, tokenizer: To
         return
     items = [item for source in config.sources for item in read_captions(Path(source), "val")]
     model.eval()
-    numbers = retrieval(model, tokenizer, items, config)
+    numbers = retrieval(model, tokenizer, items, config.image_size)
     model.train()
     text = json.dumps(numbers, indent=2) + "\n"
     replace_text(folder / "evals" / str(finished) / "retrieval.json", text)
-
-
-@torch.no_grad()
-def retrieval(
-    model: DinoText, tokenizer: Tokenize, items: list[Captioned], config: TextConfig, *, batch: int = 32
-) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways over all images (their middle squares) and captions, beside chance."""
-    middle = replace(config, crop_scale=(1.0, 1.0), flip=0.0, views=0)
-    views = Views(items, model.visual_model, middle, Path())
-    device = model.logit_scale.device
-    rows = [list(range(start, min(start + batch, len(items)))) for start in range(0, len(items), batch)]
-    images = torch.cat([model.visual_model(views.of(part, 0).to(device)).vector for part in rows])
-    captions = [(index, caption) for index, item in enumerate(items) for caption in item.captions]
-    texts = torch.cat(
-        [
-            model.encode_text(tokenizer([caption for _, caption in captions[start : start + batch]]).to(device))
-            for start in range(0, len(captions), batch)
-        ]
-    )
-    owner = torch.tensor([index for index, _ in captions])
-    images, texts = (nn.functional.normalize(x, dim=-1).cpu() for x in (images, texts))
-    found: dict[str, float] = {}
-    for k in (1, 5, 10):
-        found[f"image_to_text/r@{k}"], found[f"text_to_image/r@{k}"] = recall_at(images, texts, owner, k)
-    missed = [1 - np.prod([1 - len(item.captions) / (len(captions) - drawn) for drawn in range(5)]) for item in items]
-    return found | {
-        "image_to_text/chance@5": float(np.mean(missed)),
-        "text_to_image/chance@5": min(5 / len(items), 1.0),
-        "images": float(len(items)),
-        "captions": float(len(captions)),
-    }
 
 
 if __name__ == "__main__":

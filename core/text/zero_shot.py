@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.text.model import DinoText
-from core.text.tokenizer import Tokenizer
+from core.text.tokenizer import Tokenize
 
 PLAIN = ("{}",)
 TEMPLATES = (  # this project's own few; the release averages 80
@@ -30,7 +30,7 @@ WINDOW, STRIDE = 384, 192  # pixels of the sliding window, as released
 
 @torch.no_grad()
 def class_vectors(
-    model: DinoText, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str] = TEMPLATES
+    model: DinoText, tokenizer: Tokenize, names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Float[Tensor, "C E"]:
     """A vector of length one a class: the mean over templates of unit vectors. For `patch_half` take the raw ones."""
     return F.normalize(_means(model, tokenizer, names, templates, slice(None)), dim=-1)
@@ -38,14 +38,14 @@ def class_vectors(
 
 @torch.no_grad()
 def patch_vectors(
-    model: DinoText, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str] = TEMPLATES
+    model: DinoText, tokenizer: Tokenize, names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Float[Tensor, "C F"]:
     """The same of the half of the space that patches share."""
     return F.normalize(_means(model, tokenizer, names, templates, slice(model.out_dim // 2, None)), dim=-1)
 
 
 def _means(
-    model: DinoText, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str], part: slice
+    model: DinoText, tokenizer: Tokenize, names: Sequence[str], templates: Sequence[str], part: slice
 ) -> Float[Tensor, "C F"]:
     if not names or not templates:
         raise ValueError("at least one name and one template are needed")
@@ -97,9 +97,12 @@ def segment_sliding(
 ) -> Float[Tensor, "C y x"]:
     """Probabilities of every pixel, means over windows that overlap; the default of the release, softmax included.
 
-    Its softmax of raw cosines is nearly linear; a temperature below 1 sharpens it and changes the result.
+    Its softmax of raw cosines is nearly linear; a temperature below 1 sharpens it and changes the result. A window that
+    patches do not divide becomes the nearest one that they do.
     """
     image = _fitted(model, image)
+    patch = model.visual_model.patch_size
+    window = max(round(window / patch), 1) * patch
     height, width = image.shape[-2:]
     votes, seen = torch.zeros(len(classes), height, width), torch.zeros(1, height, width)
     for top in starts(height, window, stride):
@@ -128,12 +131,12 @@ def _fitted(model: DinoText, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 
     return F.interpolate(image[None], sides, mode="bicubic", align_corners=False)[0]
 
 
-def recall_at(
+def recalled(
     images: Float[Tensor, "N E"], texts: Float[Tensor, "M E"], owner: Int[Tensor, "M"], k: int
-) -> tuple[float, float]:
-    """Retrieval both ways, of unit vectors: the share of images with one of their texts among their `k` nearest, and of
-    texts with their image among their `k` nearest. owner: which image each text belongs to."""
+) -> tuple[Bool[Tensor, "N"], Bool[Tensor, "M"]]:
+    """Retrieval both ways, of unit vectors: images that have one of their texts among their `k` nearest, and texts that
+    have their image among their `k` nearest. owner: which image each text belongs to."""
     cosine = images @ texts.T
     found = owner[cosine.topk(min(k, len(texts)), dim=1).indices] == torch.arange(len(images))[:, None]
     back = cosine.T.topk(min(k, len(images)), dim=1).indices == owner[:, None]
-    return float(found.any(1).float().mean()), float(back.any(1).float().mean())
+    return found.any(1), back.any(1)

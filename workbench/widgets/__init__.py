@@ -1,5 +1,6 @@
 """Views of patch features for notebooks; the app and saved files draw with the same modules."""
 
+from workbench.widgets.ask import AskView
 from workbench.widgets.cloud import PatchCloud
 from workbench.widgets.follow import FollowView
 from workbench.widgets.gram import GramLens
@@ -7,4 +8,4 @@ from workbench.widgets.similarity import Similarity
 from workbench.widgets.time import TimeSlider
 from workbench.widgets.xray import TokenXray
 
-__all__ = ["FollowView", "GramLens", "PatchCloud", "Similarity", "TimeSlider", "TokenXray"]
+__all__ = ["AskView", "FollowView", "GramLens", "PatchCloud", "Similarity", "TimeSlider", "TokenXray"]

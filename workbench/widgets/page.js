@@ -128,6 +128,26 @@ const STYLE = `
   button:disabled { opacity: .45; }
   &.gs-video-view details { margin-top: 4px; & .gs-bar { margin: 4px 0; padding: 0; border: 0; } }
   &.gs-video-view { --gs-tone: light-dark(#2563eb, #60a5fa); }
+  &.gs-ask > .gs-asking { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
+  .gs-text { flex: 1 1 220px; max-width: 32em !important; font: inherit; color: inherit; background: light-dark(#fff, #111827); border: 1px solid var(--gs-line); border-radius: 4px; padding: 5px 8px; }
+  .gs-go:not(:disabled) { font-weight: 600; color: #fff; background: #2563eb; border-color: #2563eb; }
+  .gs-told { color: var(--gs-soft); }
+  .gs-asked { display: grid; gap: 14px 20px; grid-template-columns: minmax(0, 3fr) minmax(min(100%, 260px), 2fr); }
+  @media (max-width: 720px) { .gs-asked { grid-template-columns: minmax(0, 1fr); } }
+  .gs-asked figure { width: 100%; }
+  .gs-phrases { display: grid; }
+  .gs-phrase { display: grid; gap: 2px 8px; align-items: center; border-bottom: 1px solid var(--gs-line); padding: 5px 0;
+    grid-template-areas: "name buttons away" "part value value"; grid-template-columns: minmax(0, 1fr) auto 1.8em; }
+  .gs-name { grid-area: name; text-align: left; border-left: 10px solid var(--gs-object); max-width: none; overflow-wrap: anywhere; white-space: normal; }
+  .gs-role { grid-area: buttons; font-size: 12px; color: var(--gs-soft); }
+  .gs-away { grid-area: away; padding: 2px 4px; }
+  .gs-part { grid-area: part; height: 6px; border-radius: 3px; background: var(--gs-back); overflow: hidden; & i { display: block; height: 100%; } }
+  .gs-phrase output { grid-area: value; font-size: 12px; text-align: right; min-width: 8em; }
+  .gs-words span { border-radius: 3px; padding: 1px 3px; background: color-mix(in srgb, light-dark(#f59e0b, #d97706) var(--gs-worth), transparent); }
+  .gs-words small { color: var(--gs-soft); margin-left: 2px; }
+  .gs-ranked { display: flex; gap: 8px; overflow-x: auto; padding: 12px 3px 4px; }
+  .gs-ranked button { flex: 0 0 auto; display: grid; gap: 3px; padding: 4px; max-width: none; font-size: 12px; }
+  .gs-ranked img { height: 76px; display: block; border-radius: 2px; }
   .gs-votes { display: flex; flex-wrap: wrap; gap: 8px; min-height: 24px; }
   .gs-votes figure { width: 150px; margin: 0; }
   .gs-votes canvas { width: 150px; display: block; border-radius: 2px; }

@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from apps.explorer.tabs import about, follow, large, pca, similarity, training
+from apps.explorer.tabs import about, ask, follow, large, pca, similarity, training
 
 TABS: dict[str, ModuleType] = {
     "similarity": similarity,
     "pca": pca,
     "follow": follow,
+    "ask": ask,
     "large": large,
     "training": training,
     "about": about,

@@ -16,7 +16,7 @@ from core.text.zero_shot import (
     classify,
     patch_cosines,
     patch_vectors,
-    recall_at,
+    recalled,
     segment_sliding,
     segment_whole,
     starts,
@@ -109,6 +109,11 @@ def test_windows_cover_everything_and_their_mean_is_a_probability(flag, classes)
     assert starts(100, 40, 24) == [0, 24, 48, 60] and starts(30, 40, 24) == [0] and starts(40, 40, 24) == [0]
 
 
+def test_a_window_that_patches_do_not_divide_is_fitted(flag, classes):
+    found = segment_sliding(Painter(), flag, classes, (48, 96), window=37, stride=24)  # patches of 8: becomes 40
+    assert_close(found, segment_sliding(Painter(), flag, classes, (48, 96), window=40, stride=24))
+
+
 def test_one_window_over_all_is_the_softmax_of_the_whole(flag, classes):
     sliding = segment_sliding(Painter(), flag, classes, (48, 96), window=200)
     assert_close(sliding, segment_whole(Painter(), flag, classes, (48, 96)).softmax(0), atol=1e-6, rtol=0)
@@ -129,8 +134,9 @@ def test_recall_counts_any_of_an_images_texts_and_the_texts_image():
     images = torch.eye(3)
     texts = F.normalize(torch.tensor([[1.0, 0, 0.1], [0, 0.1, 1], [0, 1.0, 0], [0, 0.2, 1.0]]), dim=1)
     owner = torch.tensor([0, 0, 1, 2])  # the second text of the first image looks like the third
-    assert recall_at(images, texts, owner, 1) == pytest.approx((2 / 3, 3 / 4))
-    assert recall_at(images, texts, owner, 2)[0] == 1
+    told, shown = recalled(images, texts, owner, 1)
+    assert told.tolist() == [True, True, False] and shown.tolist() == [True, False, True, True]
+    assert recalled(images, texts, owner, 2)[0].all()
 
 
 def test_a_real_model_takes_the_same_way():
