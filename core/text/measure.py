@@ -166,7 +166,7 @@ def sentence(found: dict[str, Any]) -> str:
         f"{whole['text_to_image/r@5']:.0%} of their captions (chance {whole['text_to_image/chance@5']:.0%}); it names "
         f"{photos['value']:.0%} of photographs of {photos['classes']} kinds of things (chance {photos['chance']:.0%}, "
         f"the commonest {photos['majority']:.0%}); its maps of {parts['classes']} kinds reach a mean IoU of "
-        f"{parts['value']:.2f} (chance {parts['chance']:.2f}, the commonest {parts['majority']:.2f})"
+        f"{parts['value']:.3f} (chance {parts['chance']:.3f}, the commonest {parts['majority']:.3f})"
     )
 
 
