@@ -59,9 +59,9 @@ def official() -> TextConfig:
 def captions_minilm() -> TextConfig:
     """For two cores and some thousand captions: linear projections of a frozen backbone and of a frozen MiniLM.
 
-    This project's own: a text tower cannot be trained from so few captions, a projection can. The paper's two blocks over
-    the patches did not help: on `gramscope_vitt16` recall was the same, and the mean IoU on COCO 0.008 beside 0.020
-    (chance: 0.006). Every image has a few views, which the backbone looks at once.
+    This project's own: a text tower cannot be trained from so few captions, a projection can. The paper's two blocks
+    over the patches did not help: on `gramscope_vitt16` recall was the same, and the mean IoU on COCO 0.008 beside
+    0.020 (chance: 0.006). Every image has a few views, which the backbone looks at once.
     """
     return TextConfig(
         name="captions_minilm",
