@@ -172,7 +172,7 @@ class Follower:
         """Voters (P, k) and their weights, from the marked frames so far and those just before."""
         context = _context(frame, marked, rules)
         if self._missing(frame, context, rules):  # so many are kept that this is rare; all, or one drives out another
-            self._search(frame, context, rules)
+            self._search([frame], context, rules)
         found = [self._found[frame, other, rules.radius, _count(rules)] for other in context]
         cosine, voters = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         best, index = cosine.topk(min(rules.topk, cosine.shape[1]), dim=1)
@@ -199,70 +199,55 @@ class Follower:
         for frame in range(start, len(self)):
             if frame not in marked and len(missing := self._missing(frame, _context(frame, marked, rules), rules)) == 1:
                 alone.setdefault(missing[0], []).append(frame)
-        for other in (other for other in alone if other in marked):
-            frames = alone[other]
-            parts = [(frames[at : at + TOGETHER], other, rules) for at in range(0, len(frames), TOGETHER)]
+        for other, frames in alone.items():
+            if other not in marked or len(frames) == 1:  # nothing to be done at once
+                continue
+            parts = [(frames[at : at + TOGETHER], [other], rules) for at in range(0, len(frames), TOGETHER)]
             for at in range(0, len(parts), num_threads()):
                 now = parts[at : at + num_threads()]
-                in_threads(lambda part: self._search_back(*part), now)
+                in_threads(lambda part: self._search(*part), now)
                 if progress:
                     done = now[-1][0][-1] - frames[0] + 1
                     progress(done, frames[-1] - frames[0] + 1, "frames beside the correction")
 
-    def _search_back(self, frames: list[int], other: int, rules: Rules) -> None:
-        """As `_search`, of several frames in one other."""
-        count, patches = _count(rules), self.rows * self.cols
-        queries, keys = self.unit[frames].float(), self.unit[other].float()  # (F, P, D), (P, D)
-        tiles = _tiles(self.rows, self.cols, rules.radius)
-        width = min(count, max(len(window) for _, window in tiles))
-        cosine = torch.full((len(frames), patches, width), -torch.inf)
-        voters = torch.zeros(len(frames), patches, width, dtype=torch.int32)
-        for places, window in tiles:
-            found = (queries[:, places].flatten(0, 1) @ keys[window].T).unflatten(0, (len(frames), -1))  # (F, p, n)
-            if rules.radius is not None:
-                found.masked_fill_(~_near(places, window, self.cols, rules.radius), -torch.inf)
-            best, index = (part.unflatten(0, found.shape[:2]) for part in largest(found.flatten(0, 1), count))
-            cosine[:, places, : best.shape[-1]], voters[:, places, : best.shape[-1]] = best, window[index].int()
-        with self._guard:
-            for at, frame in enumerate(frames):
-                self._found[frame, other, rules.radius, count] = cosine[at], voters[at] + other * patches
-
     def _search_all(self, wanted: Sequence[tuple[int, list[int]]], rules: Rules) -> None:
         for frame, others in wanted:
-            self._search(frame, others, rules)
+            self._search([frame], others, rules)
 
     def _missing(self, frame: int, others: Sequence[int], rules: Rules) -> list[int]:
         """Of these frames those that have not been searched for what resembles the patches of `frame`."""
         return [other for other in others if (frame, other, rules.radius, _count(rules)) not in self._found]
 
-    def _search(self, frame: int, others: list[int], rules: Rules) -> None:
-        """Keeps, frame by frame, cosines (P, n) of the most similar patches and which they are (frame x P + patch)."""
+    def _search(self, frames: list[int], others: list[int], rules: Rules) -> None:
+        """Keeps, for each pair, cosines (P, n) of the most similar patches and which they are (frame x P + patch)."""
         count, patches = _count(rules), self.rows * self.cols
-        query, keys = self.unit[frame].float(), self.unit[others].float()  # (P, D), (C, P, D)
+        queries, keys = self.unit[frames].float(), self.unit[others].float()  # (F, P, D), (C, P, D)
         tiles = _tiles(self.rows, self.cols, rules.radius)
         width = min(count, max(len(window) for _, window in tiles))
-        cosine = torch.full((len(others), patches, width), -torch.inf)
-        voters = torch.zeros(len(others), patches, width, dtype=torch.int32)
+        cosine = torch.full((len(frames), len(others), patches, width), -torch.inf)
+        voters = torch.zeros(len(frames), len(others), patches, width, dtype=torch.int32)
         for places, window in tiles:
-            best, index = self._search_tile(query, keys, rules, places, window)
-            cosine[:, places, : best.shape[-1]], voters[:, places, : best.shape[-1]] = best, window[index].int()
+            best, index = self._search_tile(queries, keys, rules, places, window)
+            cosine[:, :, places, : best.shape[-1]], voters[:, :, places, : best.shape[-1]] = best, window[index].int()
         with self._guard:
-            for at, other in enumerate(others):
-                self._found[frame, other, rules.radius, count] = cosine[at], voters[at] + other * patches
-            most = KEPT // (8 * patches * width) + len(others) * num_threads()
+            for row, frame in enumerate(frames):
+                for at, other in enumerate(others):
+                    self._found[frame, other, rules.radius, count] = cosine[row, at], voters[row, at] + other * patches
+            most = KEPT // (8 * patches * width) + len(frames) * len(others) * num_threads()
             while len(self._found) > most:
                 self._found.popitem(last=False)  # the oldest
 
     def _search_tile(
-        self, query: Tensor, keys: Tensor, rules: Rules, places: Tensor, window: Tensor
+        self, queries: Tensor, keys: Tensor, rules: Rules, places: Tensor, window: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of each frame (C, p, n) the largest cosines and which of the window's patches they belong to."""
-        cosine = (query[places] @ keys[:, window].flatten(0, 1).T).unflatten(1, (len(keys), -1))  # (p, C, n)
+        """Of each pair of frames (F, C, p, n) the largest cosines and which of the window's patches they belong to."""
+        cosine = queries[:, places].flatten(0, 1) @ keys[:, window].flatten(0, 1).T
+        shape = (len(queries), len(places), len(keys))
+        cosine = cosine.unflatten(1, (len(keys), -1)).unflatten(0, shape[:2])  # (F, p, C, n)
         if rules.radius is not None:
             cosine.masked_fill_(~_near(places, window, self.cols, rules.radius)[:, None], -torch.inf)
-        best, index = largest(cosine.flatten(0, 1), _count(rules))
-        shape = (len(places), len(keys))
-        return best.unflatten(0, shape).transpose(0, 1), index.unflatten(0, shape).transpose(0, 1)
+        best, index = largest(cosine.flatten(0, 2), _count(rules))
+        return best.unflatten(0, shape).transpose(1, 2), index.unflatten(0, shape).transpose(1, 2)
 
 
 def largest(values: Float[Tensor, "N M"], count: int) -> tuple[Float[Tensor, "N c"], Integer[Tensor, "N c"]]:
