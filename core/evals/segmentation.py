@@ -45,6 +45,13 @@ class LinearHead(nn.Module):
         return self.linear(self.norm(dropped.flatten(0, 2))).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
+def confusion(prediction: Integer[Tensor, "h w"], mask: Integer[Tensor, "h w"], classes: int) -> Integer[Tensor, "C C"]:
+    """How many pixels of each class (row) were taken for each class (column); those with label 255 are in none."""
+    counted = mask != IGNORED
+    pairs = mask[counted].long() * classes + prediction[counted].long()
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
 def mean_iou(
     predictions: Sequence[Integer[Tensor, "_ _"]], masks: Sequence[Integer[Tensor, "_ _"]], classes: int
 ) -> Float[Tensor, "C"]:
@@ -54,9 +61,7 @@ def mean_iou(
     """
     table = torch.zeros(classes, classes, dtype=torch.int64)
     for found, truth in zip(predictions, masks, strict=True):
-        counted = truth != IGNORED
-        pairs = truth[counted].long() * classes + found[counted].long()
-        table += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+        table += confusion(found, truth, classes)
     both = table.diagonal().double()
     either = table.sum(0) + table.sum(1) - table.diagonal()
     return torch.where(either > 0, both / either, torch.nan)

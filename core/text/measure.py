@@ -21,6 +21,7 @@ from core.config import SourceConfig
 from core.data import BrokenImage, open_source
 from core.dense.inputs import model_input, picture_geometry
 from core.dense.scorecard import interval
+from core.evals.segmentation import IGNORED, confusion
 from core.run_folder import replace_text
 from core.text.asking import photo_vector
 from core.text.assemble import load_text
@@ -30,8 +31,6 @@ from core.text.model import DinoText
 from core.text.tokenizer import Tokenize
 from core.text.zero_shot import class_vectors, patch_vectors, recalled, segment_sliding, segment_whole
 
-CLASSES = 81  # of coco_mini, background among them
-IGNORED = 255
 DRAWS = 1000  # of the bootstrap
 
 
@@ -112,7 +111,7 @@ def pixels(
     for mask in masks:
         mask[mask == 0] = IGNORED
     there = sorted({int(value) for mask in masks for value in mask.unique()} - {IGNORED})
-    numbers = torch.full((IGNORED + 1,), -1)
+    numbers = torch.full((IGNORED + 1,), IGNORED)
     numbers[there] = torch.arange(len(there))
     asked = patch_vectors(model, tokenizer, [told["classes"][at] for at in there])
     tables = []
@@ -121,10 +120,7 @@ def pixels(
         shape = (mask.shape[0], mask.shape[1])
         shown = _shown(model, picture, side)
         look = segment_sliding if sliding else segment_whole
-        found = look(model, shown, asked, shape).argmax(0)
-        counted = mask != IGNORED
-        pairs = numbers[mask[counted]] * len(there) + found[counted]
-        tables.append(torch.bincount(pairs, minlength=len(there) ** 2).view(len(there), -1))
+        tables.append(confusion(look(model, shown, asked, shape).argmax(0), numbers[mask], len(there)))
     counts = torch.stack(tables).double()
     draw = np.random.default_rng(0)
     again = [_mean_iou(counts[draw.integers(0, len(keys), len(keys))].sum(0)) for _ in range(DRAWS)]

@@ -32,7 +32,7 @@ WINDOW, STRIDE = 384, 192  # pixels of the sliding window, as released
 def class_vectors(
     model: DinoText, tokenizer: Tokenize, names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Float[Tensor, "C E"]:
-    """A vector of length one a class: the mean over templates of unit vectors. For `patch_half` take the raw ones."""
+    """A vector of length one a class: the mean over templates of unit vectors."""
     return F.normalize(_means(model, tokenizer, names, templates, slice(None)), dim=-1)
 
 

@@ -11,7 +11,7 @@
 import { displayedToPixel, gridBox, patchToPolygon, pixelToDisplayed, pixelToPatch } from "./geometry.js";
 import { COLORMAPS, gradient } from "./colors.js";
 import { createEngine, openPack } from "./pack.js";
-import { Layer } from "./heat.js";
+import { Layer, steps } from "./heat.js";
 import { COLORS, make, style, update } from "./page.js";
 
 const DEFAULTS = {
@@ -150,7 +150,6 @@ class AskView {
     for (const pack of former) if (!found.includes(pack)) this.release(pack);
     this.packs = found;
     this.maps.clear();
-    this.ranked = null;
     this.hover = null;
     this.follow();
     this.redraw();
@@ -519,10 +518,11 @@ class AskView {
     if (maps.some((map) => !map)) return false;
     const fine = this.get("smooth") ? FINE : 1, pixels = this.layer.sheet(cols * fine, rows * fine), alpha = Math.round(opacity * 255) << 24;
     const inks = phrases.map(({ role }, at) => (role === "ask" ? alpha | (RGB[at][2] << 16) | (RGB[at][1] << 8) | RGB[at][0] : 0));
+    const [tops, bottoms, downs] = steps(rows, fine), [lefts, rights, acrosses] = steps(cols, fine);
     for (let y = 0, place = 0; y < rows * fine; y++) {
-      const [top, bottom, down] = between(y, rows, fine);
+      const [top, bottom, down] = [tops[y], bottoms[y], downs[y]];
       for (let x = 0; x < cols * fine; x++, place++) {
-        const [left, right, across] = between(x, cols, fine), cell = Math.floor(y / fine) * cols + Math.floor(x / fine);
+        const [left, right, across] = [lefts[x], rights[x], acrosses[x]], cell = Math.floor(y / fine) * cols + Math.floor(x / fine);
         let best = -1, most = -Infinity;
         for (let at = 0; at < maps.length; at++) {
           const map = maps[at], mix = (a, b, share) => (a !== a ? b : b !== b ? a : a * (1 - share) + b * share);
@@ -572,12 +572,6 @@ class AskView {
     const place = hover ? `row ${hover[0]}, col ${hover[1]}${valid ? " · cosines, and shares of this patch" : " · outside of the photograph"}` : "";
     update(parts.read, { textContent: place || (maps.length ? "Cosines of the best patch. Hover the picture for those under the pointer." : "") });
   }
-}
-
-/** For a pixel of a fine map: the patches before and after it, and the share of the latter. */
-function between(pixel, cells, fine) {
-  const place = Math.min(Math.max((pixel + 0.5) / fine - 0.5, 0), cells - 1), before = Math.floor(place);
-  return [before, Math.min(before + 1, cells - 1), place - before];
 }
 
 const largest = (values) => values.reduce((most, value) => (value > most ? value : most), -Infinity);

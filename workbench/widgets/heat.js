@@ -86,7 +86,7 @@ function between(values, rows, cols, factor) {
 }
 
 /** For every place along an axis the cells before and after it, and the share of the latter. */
-function steps(cells, factor) {
+export function steps(cells, factor) {
   const places = new Float32Array(cells * factor).map((_, at) => {
     return Math.min(Math.max((at + 0.5) / factor - 0.5, 0), cells - 1);
   });

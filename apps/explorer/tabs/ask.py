@@ -19,14 +19,7 @@ START = [
     {"text": "a rocky hill", "role": "ask"},
     {"text": "the sky", "role": "contrast"},
 ]
-SHOWN = (
-    "cat_bengal",
-    "two_dogs",
-    "sunflower_2",
-    "mountains_sheep",
-    "coffee_cup",
-    "wine_and_drum",
-)  # that it opens with
+SHOWN = ("cat_bengal", "two_dogs", "sunflower_2", "mountains_sheep", "coffee_cup", "wine_and_drum")  # to begin with
 MOST = 12  # photographs
 KEPT = 48  # photographs that were looked at
 
