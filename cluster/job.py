@@ -64,11 +64,13 @@ def job_name(text: str) -> str:
     return name or "run"
 
 
-def start_line(job: Job, *, python: str = "python", endpoint: str = "", address: str = "") -> str:
+def start_line(job: Job, *, python: str = "python", endpoint: str = "", address: str = "", number: str = "") -> str:
     """The shell line that starts a job's processes on one node: torchrun, or the module itself for a single process.
 
     endpoint: "host:port" where nodes meet, shell variables allowed; needed for several nodes. address: of this node,
-    where its name does not lead to it. Processes get NCCL or gloo by their device; that is the module's business.
+    where its name does not lead to it. number: of this node, in shell arithmetic; number 0 then waits for the others at
+    the endpoint. Without it torchrun has to guess from names whether that is here. Processes get NCCL or gloo by their
+    device; that is the module's business.
     """
     words = [python, "-m", job.module, *job.arguments]
     if job.world == 1:
@@ -83,6 +85,7 @@ def start_line(job: Job, *, python: str = "python", endpoint: str = "", address:
         line += " --standalone"
     else:
         line += f' --rdzv-backend c10d --rdzv-id {job.name} --rdzv-endpoint "{endpoint}"'
+        line += f' --rdzv-conf "is_host=$(( {number} == 0 ))"' if number else ""
     if address:
         line += f' --local-addr "{address}"'
     return f"{line} {shlex.join(words[1:])}"

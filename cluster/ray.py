@@ -42,7 +42,13 @@ def render(job: Job, target: Target, place: Path, after: tuple[Mapping[str, str]
         raise ValueError("Ray starts jobs at once; submit the next stage when this one is done")
     if job.minutes:
         raise ValueError("Ray has no time limits; leave minutes out")
-    line = start_line(job, python=target.interpreter, endpoint=f"${ray_nodes.HEAD}:{target.port}")
+    line = start_line(
+        job,
+        python=target.interpreter,
+        endpoint=f"${ray_nodes.HEAD}:{target.port}",
+        address=f"${ray_nodes.ADDRESS}" if job.nodes > 1 else "",
+        number=ray_nodes.RANK,
+    )
     rank = f"${{{ray_nodes.RANK}:-0}}"
     here = shlex.quote(str(place))
     log = f"{here}/{LOG}" if job.nodes == 1 else f"{here}/log.{rank}.txt"
@@ -130,8 +136,9 @@ def logs(handle: Mapping[str, str], place: Path, lines: int) -> str:
 
 
 def cancel(handle: Mapping[str, str], place: Path) -> None:
-    """Told to stop; Ray is patient for RAY_JOB_STOP_WAIT_TIME_S, 3 s unless its head was started with more. A job that
-    waits for room hears it only when it gets some, and ends then."""
+    """Told to stop; Ray is patient for RAY_JOB_STOP_WAIT_TIME_S, 3 s unless its head was started with more. Several
+    nodes take that long to leave alone, without what they have to save. A job that waits for room hears it only when it
+    gets some, and ends then."""
     _call(handle, f"/api/jobs/{handle['id']}/stop", {}, "POST")
 
 
