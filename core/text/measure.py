@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -29,9 +30,18 @@ from core.text.captions import Captioned, read_captions
 from core.text.config import TextConfig, load_config
 from core.text.model import DinoText
 from core.text.tokenizer import Tokenize
-from core.text.zero_shot import class_vectors, patch_vectors, recalled, segment_sliding, segment_whole
+from core.text.zero_shot import (
+    class_vectors,
+    fitted,
+    patch_cosines,
+    patch_vectors,
+    recalled,
+    segment_sliding,
+    segment_whole,
+)
 
 DRAWS = 1000  # of the bootstrap
+SEEN = 4  # patches that a thing has at least
 
 
 def measured(hits: Float[np.ndarray, "N"]) -> dict[str, float]:
@@ -138,6 +148,42 @@ def pixels(
     }
 
 
+@torch.no_grad()
+def places(model: DinoText, tokenizer: Tokenize, folder: Path, *, side: int, split: str = "val") -> dict[str, Any]:
+    """How often a patch on a thing is warmer for its name than one off it, 0.5 by chance (area under the ROC curve): the
+    mean over classes of a photograph and over photographs.
+
+    Asks only where a thing is, and unlike `pixels` not which of all kinds it is. Things of fewer than SEEN patches are
+    left out. people: the same for persons alone.
+    """
+    told = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+    asked = patch_vectors(model, tokenizer, told["classes"])
+    every, people = [], []
+    for key in [image["key"] for image in told["images"] if image["split"] == split]:
+        mask = torch.from_numpy(np.asarray(Image.open(folder / "masks" / f"{key}.png")).astype(np.int64))
+        shown = _shown(model, read(folder / "images" / f"{key}.jpg"), side)
+        maps = patch_cosines(model, fitted(model, shown)[None], asked)[0]
+        found = {at: warmer(maps[at], mask == at) for at in mask.unique().tolist() if at}
+        kept = {told["classes"][at]: value for at, value in found.items() if value is not None}
+        every += [float(np.mean(list(kept.values())))] if kept else []
+        people += [kept["person"]] if "person" in kept else []
+    return measured(np.array(every)) | {
+        "chance": 0.5,
+        "images": len(every),
+        "people": measured(np.array(people)) | {"images": len(people)},
+    }
+
+
+def warmer(cosines: Float[Tensor, "H W"], mask: Bool[Tensor, "y x"]) -> float | None:
+    """The share of pairs of a patch on the mask and one off it in which the first is warmer, ties counting half; None
+    for fewer than SEEN of either. On: more than half of the patch is; off: nothing of it."""
+    share = F.adaptive_avg_pool2d(mask[None].float(), (cosines.shape[0], cosines.shape[1]))[0]
+    on, off = cosines[share > 0.5], cosines[share == 0]
+    if min(len(on), len(off)) < SEEN:
+        return None
+    return float((on[:, None] > off).double().mean() + 0.5 * (on[:, None] == off).double().mean())
+
+
 def measure(folder: Path, data: Path) -> dict[str, Any]:
     """All numbers of a finished text run, and a sentence of them for people."""
     config: TextConfig = load_config(folder)
@@ -149,6 +195,7 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
         "retrieval": retrieval(model, tokenizer, captioned, side),
         "caltech101": classes(model, tokenizer, caltech, side),
         "coco_mini": pixels(model, tokenizer, data / "coco_mini", side=2 * side),
+        "places": places(model, tokenizer, data / "coco_mini", side=2 * side),
         "coco_mini_sliding": pixels(model, tokenizer, data / "coco_mini", side=2 * side, sliding=True),
     }
     return found | {"sentence": sentence(found)}
@@ -156,13 +203,16 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
 
 def sentence(found: dict[str, Any]) -> str:
     """What a view says of how good a model is."""
-    whole, photos, parts = found["retrieval"], found["caltech101"], found["coco_mini"]
+    whole, photos, parts, where = (found[name] for name in ("retrieval", "caltech101", "coco_mini", "places"))
+    people = where["people"]["value"]
     return (
         f"Of {whole['images']:.0f} held-out photographs it has the right one among its first five for "
         f"{whole['text_to_image/r@5']:.0%} of their captions (chance {whole['text_to_image/chance@5']:.0%}); it names "
         f"{photos['value']:.0%} of photographs of {photos['classes']} kinds of things (chance {photos['chance']:.0%}, "
-        f"the commonest {photos['majority']:.0%}); its maps of {parts['classes']} kinds reach a mean IoU of "
-        f"{parts['value']:.3f} (chance {parts['chance']:.3f}, the commonest {parts['majority']:.3f})"
+        f"the commonest {photos['majority']:.0%}); a patch on a thing is warmer for its name than one off it in "
+        f"{where['value']:.0%} of pairs (chance 50%), on people in {people:.0%}; its maps of {parts['classes']} "
+        f"kinds reach a mean IoU of {parts['value']:.3f} (chance {parts['chance']:.3f}, the commonest "
+        f"{parts['majority']:.3f})"
     )
 
 

@@ -80,7 +80,7 @@ def segment_whole(
     model: DinoText, image: Float[Tensor, "3 h w"], classes: Float[Tensor, "C F"], size: tuple[int, int]
 ) -> Float[Tensor, "C y x"]:
     """Cosines of every pixel of a picture of `size` pixels, from one look at the whole image."""
-    found = patch_cosines(model, _fitted(model, image)[None], classes)
+    found = patch_cosines(model, fitted(model, image)[None], classes)
     return F.interpolate(found, size, mode="bilinear", align_corners=False)[0]
 
 
@@ -100,7 +100,7 @@ def segment_sliding(
     Its softmax of raw cosines is nearly linear; a temperature below 1 sharpens it and changes the result. A window that
     patches do not divide becomes the nearest one that they do.
     """
-    image = _fitted(model, image)
+    image = fitted(model, image)
     patch = model.visual_model.patch_size
     window = max(round(window / patch), 1) * patch
     height, width = image.shape[-2:]
@@ -122,7 +122,7 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _fitted(model: DinoText, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 y x"]:
+def fitted(model: DinoText, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 y x"]:
     """The image, stretched to sides that patches divide where it has others."""
     patch = model.visual_model.patch_size
     sides = [max(round(side / patch), 1) * patch for side in image.shape[-2:]]

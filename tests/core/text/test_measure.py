@@ -13,7 +13,7 @@ from core.config import SourceConfig
 from core.models import build_backbone
 from core.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from core.text.captions import Captioned
-from core.text.measure import classes, pixels, retrieval
+from core.text.measure import classes, pixels, places, retrieval, warmer
 from core.text.model import DinoText, ImageFeatures
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220)}
@@ -118,3 +118,25 @@ def test_pixels_of_one_who_sees_are_right_and_chance_is_what_guessing_gets(flags
     drawn = [((truth == c) & (guess == c)).sum() / ((truth == c) | (guess == c)).sum() for c in range(3)]
     assert found["chance"] == pytest.approx(np.mean(drawn), abs=0.005)
     assert pixels(Painter(), tokenize, flags, side=48, sliding=True)["value"] > 0.9
+
+
+def test_places_of_one_who_sees_are_warm_and_of_one_who_does_not_are_at_chance(flags):
+    found = places(Painter(), tokenize, flags, side=48)
+    assert found["value"] > 0.95 and found["images"] == 2 and found["chance"] == 0.5
+    assert np.isnan(found["people"]["value"]) and found["people"]["images"] == 0, "there are no persons"
+    blind = places(
+        Painter(), lambda texts: tokenize(["grey"] * len([texts] if isinstance(texts, str) else texts)), flags, side=48
+    )
+    assert abs(blind["value"] - 0.5) < abs(found["value"] - 0.5)
+
+
+def test_warmer_counts_pairs(flags):
+    rng = np.random.default_rng(0)
+    cosines = torch.from_numpy(rng.integers(0, 4, (5, 6)).astype(np.float32))
+    mask = torch.zeros(50, 60, dtype=torch.bool)
+    mask[:20, :25] = True  # two and a half patches of a row: the third is neither on nor off
+    on, off = cosines[:2, :2].flatten().tolist(), [*cosines[:2, 3:].flatten().tolist(), *cosines[2:].flatten().tolist()]
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in on for b in off]
+    assert warmer(cosines, mask) == pytest.approx(np.mean(pairs))
+    assert warmer(cosines, mask & (torch.arange(60) < 10)) is None, "two patches are too few"
+    assert warmer(cosines, torch.ones(50, 60, dtype=torch.bool)) is None, "nothing is off it"

@@ -27,13 +27,15 @@ def test_its_page_has_its_numbers():
     page = (FOLDER / "README.md").read_text()
     numbers = json.loads((FOLDER / "numbers.json").read_text())
     told = [numbers["retrieval"][f"{way}/r@5"] for way in ("image_to_text", "text_to_image")]
-    told += [numbers[part]["value"] for part in ("caltech101", "coco_mini", "coco_mini_sliding")]
+    told += [numbers[part]["value"] for part in ("caltech101", "coco_mini", "coco_mini_sliding", "places")]
+    told += [numbers["places"]["people"]["value"]]
     for value in told:
         assert f"{value:.3f}" in page
     for way in ("image_to_text", "text_to_image"):
         assert numbers["retrieval"][f"{way}/r@5/low"] > 5 * numbers["retrieval"][f"{way}/chance@5"]
     things = numbers["caltech101"]
     assert things["low"] > max(things["chance"], things["majority"]), "beyond its rivals"
+    assert numbers["places"]["low"] > numbers["places"]["chance"]
     assert load_config(FOLDER).backbone in page
 
 
