@@ -54,7 +54,7 @@ def main(nodes: int, each: dict[str, int], script: str) -> int:
         wants = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
         return wants | {"scheduling_strategy": strategy, "max_restarts": 0, "max_concurrency": 2}  # to run, and to stop
 
-    there = [ray.remote(Node).options(**on(rank)).remote() for rank in range(nodes)]
+    there: list[Any] = [ray.remote(Node).options(**on(rank)).remote() for rank in range(nodes)]
     head = ray.get(there[0].address.remote())
     folder = os.getcwd()  # where workers are not
     running = [node.run.remote(script, folder, rank, head) for rank, node in enumerate(there)]

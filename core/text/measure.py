@@ -150,8 +150,8 @@ def pixels(
 
 @torch.no_grad()
 def places(model: DinoText, tokenizer: Tokenize, folder: Path, *, side: int, split: str = "val") -> dict[str, Any]:
-    """How often a patch on a thing is warmer for its name than one off it, 0.5 by chance (area under the ROC curve): the
-    mean over classes of a photograph and over photographs.
+    """How often a patch on a thing is warmer for its name than one off it (area under the ROC curve, 0.5 by chance):
+    the mean over classes of a photograph and over photographs.
 
     Asks only where a thing is, and unlike `pixels` not which of all kinds it is. Things of fewer than SEEN patches are
     left out. people: the same for persons alone.

@@ -190,7 +190,9 @@ def test_nodes_meet_and_the_worst_status_is_the_jobs(head, second_node, nap):
         log = told.place / f"log.{rank}.txt"
         assert "heard SIGTERM\nsaved" in log.read_text()
     bad = submit(nap("bad", nodes=2, cpus=2, status=3), target)
-    assert wait(bad, State.FAILED, patience=150).reason == "Job entrypoint command failed with exit code 1"  # torchrun's
+    assert (
+        wait(bad, State.FAILED, patience=150).reason == "Job entrypoint command failed with exit code 1"
+    )  # torchrun's
 
 
 def test_of_a_head_that_is_gone_the_job_itself_tells(head, nap):
