@@ -36,7 +36,7 @@ view
 # The third curve needs no labels at all: how much every patch resembles CLS, which stands for the whole picture.
 
 # %%
-titles = [moment.title for moment in series.moments]
+titles = [f"{moment.step}" for moment in series.moments]
 curves = {curve["name"]: curve for curve in view.curves}
 moment_curves(titles, [curves[name] for name in ("knn", "miou", "cls_patch_cosine")])
 

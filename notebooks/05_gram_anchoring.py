@@ -46,11 +46,11 @@ view
 # %%
 both = [RunSeries.of([pretrain, branch]) for branch in (heal, without)]
 for_each = [TimeSlider(each).curves for each in both]
-titles = [moment.title for moment in series.moments]
+titles = [f"{moment.step}" if moment.run == pretrain else moment.title for moment in series.moments]
 moment_curves(titles, [curve for curve in for_each[0] if curve["name"] in ("local_distant", "cls_patch_cosine", "knn")])
 
 # %%
-titles = [moment.title for moment in both[1].moments]
+titles = [f"{moment.step}" if moment.run == pretrain else moment.title for moment in both[1].moments]
 moment_curves(titles, [curve for curve in for_each[1] if curve["name"] in ("local_distant", "cls_patch_cosine", "knn")])
 
 # %% [markdown]

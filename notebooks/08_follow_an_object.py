@@ -49,7 +49,7 @@ view
 
 # %%
 row, col = (view.found.masks[5] == 1).nonzero()[0].tolist()
-view.votes(5, (row, col))
+[(vote.frame, vote.row, vote.col, round(vote.weight, 3)) for vote in view.votes(5, (row, col))]
 
 # %% [markdown]
 # ## Correct it

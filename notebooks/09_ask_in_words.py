@@ -45,7 +45,7 @@ view
 # The same in Python:
 
 # %%
-view.ranking("a cup on a table")
+[(name, round(cosine, 3)) for name, cosine in view.ranking("a cup on a table")]
 
 # %% [markdown]
 # ## A cosine alone says little
@@ -54,7 +54,8 @@ view.ranking("a cup on a table")
 
 # %%
 cosines, share = view.cosines("an animal"), view.share("an animal")
-{name: (np.nanmin(values), np.nanmax(values)) for name, values in (("cosine", cosines), ("share", share))}
+lowest_and_highest = {"cosine": np.nanquantile(cosines, [0, 1]), "share": np.nanquantile(share, [0, 1])}
+{name: values.round(3).tolist() for name, values in lowest_and_highest.items()}
 
 # %% [markdown]
 # ## Which word does it?

@@ -61,7 +61,7 @@ const PAGE = `
     <div><input type="range" class="gs-when-frame" min="0" step="1" aria-label="Frame"><div class="gs-ticks" aria-hidden="true"></div></div>
     <output class="gs-place"></output>
   </div>
-  <div class="gs-bar gs-go">
+  <div class="gs-bar gs-start">
     <button type="button" class="gs-follow">Follow</button>
     <button type="button" class="gs-cancel" hidden>Cancel</button>
     <span class="gs-told" role="status"></span><span class="gs-gap"></span>
@@ -271,7 +271,7 @@ class FollowView {
     const part = (name) => this.root.querySelector(`.gs-${name}`);
     const names = ["objects", "toolbox", "size", "alike", "undo", "clear", "main", "beside", "pca", "play", "ticks", "place", "told", "opacity", "colors", "progress", "read", "votes", "rules", "masks", "video", "note", "tools", "home", "cancel", "panes"];
     this.parts = Object.fromEntries(names.map((name) => [name, part(name)]));
-    Object.assign(this.parts, { when: part("when-frame"), follow: part("follow"), title: this.root.querySelector("figcaption span"), line: part("line"), go: part("go") });
+    Object.assign(this.parts, { when: part("when-frame"), follow: part("follow"), title: this.root.querySelector("figcaption span"), line: part("line"), start: part("start") });
     const { parts } = this;
     parts.panes.style.setProperty("--gs-columns", 2);
     this.chips = OBJECTS.map((color, at) => this.choice(parts.objects, "object", at + 1, `${at + 1}`, color));
@@ -332,7 +332,7 @@ class FollowView {
     for (const { button, value } of this.chips) button.setAttribute("aria-checked", `${value === this.get("object")}`);
     for (const { button, value } of this.tools) button.setAttribute("aria-checked", `${value === this.get("tool")}`);
     update(parts.tools, { hidden: !alive || !clip });
-    for (const name of ["line", "go", "panes"]) update(parts[name], { hidden: !clip });
+    for (const name of ["line", "start", "panes"]) update(parts[name], { hidden: !clip });
     update(parts.size.parentElement, { hidden: !["brush", "erase"].includes(this.get("tool")) });
     update(parts.alike.parentElement, { hidden: this.get("tool") !== "grow" });
     update(parts.undo, { disabled: !this.former.length || busy });

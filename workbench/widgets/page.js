@@ -130,7 +130,7 @@ const STYLE = `
   &.gs-video-view { --gs-tone: light-dark(#2563eb, #60a5fa); }
   &.gs-ask > .gs-asking { margin: 0 0 10px; padding: 0 0 8px; border: 0; border-bottom: 1px solid var(--gs-line); }
   .gs-text { flex: 1 1 220px; max-width: 32em !important; font: inherit; color: inherit; background: light-dark(#fff, #111827); border: 1px solid var(--gs-line); border-radius: 4px; padding: 5px 8px; }
-  .gs-go:not(:disabled) { font-weight: 600; color: #fff; background: #2563eb; border-color: #2563eb; }
+  button.gs-go:not(:disabled) { font-weight: 600; color: #fff; background: #2563eb; border-color: #2563eb; }
   .gs-told { color: var(--gs-soft); }
   .gs-asked { display: grid; gap: 14px 20px; grid-template-columns: minmax(0, 3fr) minmax(min(100%, 260px), 2fr); }
   @media (max-width: 720px) { .gs-asked { grid-template-columns: minmax(0, 1fr); } }
