@@ -151,7 +151,9 @@ def test_a_painted_object_is_followed_scrubbed_and_asked_about(show, clip):
     opened = show(FollowView(clip))
     assert opened.page.get_by_role("button", name="Follow", exact=True).is_disabled()
     bar = opened.page.locator(".gs-follow").locator("..")
-    assert bar.evaluate("(bar) => getComputedStyle(bar).backgroundColor") == "rgba(0, 0, 0, 0)", "only its button has one"
+    assert bar.evaluate("(bar) => getComputedStyle(bar).backgroundColor") == "rgba(0, 0, 0, 0)", (
+        "only its button has one"
+    )
     opened.page.get_by_label("Size of the brush in patches").fill("1")
     opened.drag((2, 7), (2, 10))
     opened.page.mouse.click(*opened.place(6, 1))
