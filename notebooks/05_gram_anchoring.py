@@ -57,8 +57,8 @@ moment_curves(titles, [curve for curve in for_each[1] if curve["name"] in ("loca
 # And what do labels say? In-context mIoU on 36 photographs is 0.499 before, 0.496 with and 0.500 without the anchor,
 # where differences under 0.05 are chance. On 400 held-out cats and dogs it fell from 0.556 at step 1000 to 0.529, and
 # the anchor did not bring it back (0.530). Inside a picture it is the other way round: how often a patch of the animal
-# resembles the rest of it more than the background rose from 0.734 to 0.806 (0.5 by chance, `core.evals.objects`), and
-# the anchor took it down to 0.763. An early teacher is worth being held to only where it was better, and this small
+# resembles the rest of it more than the background rose from 0.734 to 0.805 (0.5 by chance, `core.evals.objects`), and
+# the anchor took it down to 0.762. An early teacher is worth being held to only where it was better, and this small
 # model was not yet: look at labels before you anchor, not at LDS alone.
 
 # %% [markdown]
