@@ -229,7 +229,7 @@ class RunConfig:
     probes: int = 8  # images, from the validation split where there is one
     probe_size: int | None = None  # long side in pixels; None: the image's own
     evaluate_every: int = 0  # k-NN on the labelled validation split, where the source has one
-    masks: str = ""  # folder of images and masks ("pets": the small one here): in-context mIoU, whenever k-NN is due
+    masks: str = ""  # folder of images and masks ("pets": one here): in-context mIoU and object AUC, with k-NN
     masks_size: int = 448  # side in pixels of the squares that its images are squeezed into
     nonfinite: Literal["stop", "skip"] = "stop"  # skip: leave the update out, stop at the third in a row
     tensorboard: bool = False

@@ -25,6 +25,7 @@ from core.data.loader import Loader
 from core.distill import SelfDistillation, Targets, build, split
 from core.distributed import World
 from core.evals.incontext import incontext
+from core.evals.objects import objects
 from core.evals.segmentation import labelled_folder
 from core.evaluate import Benchmark, evaluate, load_benchmark
 from core.memory import keep_freed_memory
@@ -165,10 +166,19 @@ class Run:
                 self.probes = self.probes or open_probes(self.config)
                 write_probes(self.folder, done, load_backbone(path), self.probes, size=settings.probe_size)
             if segmenting and distributed.is_main():
-                values = incontext(load_backbone(path), labelled_folder(settings.masks), size=settings.masks_size)
-                self.metrics.evaluation(done, "incontext", values)
+                self.segment(path)
         if not first and (due(settings.checkpoint_every) or leaving or whole):
             self.checkpoints.save(done, self.model, self.optimizer)
+
+    def segment(self, teacher: Path) -> None:
+        """What masks say of its patches, of one picture and across pictures."""
+        settings = self.config.run
+        backbone, folder, size = load_backbone(teacher), labelled_folder(settings.masks), settings.masks_size
+        self.metrics.evaluation(self.finished, "incontext", incontext(backbone, folder, size=size))
+        try:
+            self.metrics.evaluation(self.finished, "objects", objects(backbone, folder, size=size))
+        except ValueError as error:  # objects too small for patches as large as these
+            self.metrics.say(f"{error}: left out")
 
     def evaluate(self) -> None:
         """k-NN of the teacher, where a source has labels."""

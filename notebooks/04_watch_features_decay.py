@@ -31,14 +31,15 @@ view
 
 # %% [markdown]
 # ## Better and worse at once
-# k-NN accuracy asks whether whole pictures of a kind lie together. In-context mIoU asks whether patches know where an
-# animal ends; its masks are those of 84 photographs that the run never saw (few: differences under 0.05 are chance).
-# The third curve needs no labels at all: how much every patch resembles CLS, which stands for the whole picture.
+# k-NN accuracy asks whether whole pictures of a kind lie together. In-context mIoU asks whether patches of one picture
+# find an animal in another; object AUC, whether a patch of an animal finds the rest of it. Both have the masks of 84
+# photographs that the run never saw (few: differences under 0.05 are chance). The last curve needs no labels at all:
+# how much every patch resembles CLS, which stands for the whole picture. So what decays here is not everything.
 
 # %%
 titles = [f"{moment.step}" for moment in series.moments]
 curves = {curve["name"]: curve for curve in view.curves}
-moment_curves(titles, [curves[name] for name in ("knn", "miou", "cls_patch_cosine")])
+moment_curves(titles, [curves[name] for name in ("knn", "miou", "objects", "cls_patch_cosine")])
 
 # %% [markdown]
 # ## The first and the last good map

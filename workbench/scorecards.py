@@ -38,9 +38,11 @@ def _number(value: float) -> str:
 
 
 def curves_of(series: RunSeries) -> list[dict[str, Any]]:
-    """The curves of the ribbon: the labelled proxy, the panel with DSE, and what is global; empty ones are left out."""
+    """The curves of the ribbon: labelled proxies, the panel with DSE, and what is global; empty ones are left out."""
     curves = [
         {"name": "miou", "title": "In-context mIoU", "decay": "falls", "group": LABELLED, "values": series.proxy()},
+        {"name": "objects", "title": "Object AUC", "decay": "falls", "group": LABELLED}
+        | {"values": series.proxy("objects", "auc")},
         *(_curve(line, series) for line in series.scorecard()),
         {"name": "dse", "title": "DSE", "decay": "falls", "group": UNLABELLED, "values": series.together("dse")},
         {"name": "knn", "title": "k-NN accuracy", "group": GLOBAL, "values": series.proxy("knn", "top1_k10")},

@@ -33,6 +33,7 @@ from core.config import (
     to_json,
 )
 from core.evals.incontext import incontext
+from core.evals.objects import objects
 from core.evals.segmentation import labelled_folder
 from core.models.weights import load_backbone
 from core.schedules import Schedule, constant
@@ -237,6 +238,8 @@ def test_masks_are_asked_whenever_k_nn_is(pictures, tmp_path):
     assert sorted(path.parent.name for path in folder.glob("evals/*/incontext.json")) == ["0", "6"]
     told = json.loads((folder / "evals" / "6" / "incontext.json").read_text())
     alone = incontext(load_backbone(folder / "teacher" / "6.safetensors"), labelled_folder("pets"), size=64)
+    inside = json.loads((folder / "evals" / "6" / "objects.json").read_text())
+    assert inside == objects(load_backbone(folder / "teacher" / "6.safetensors"), labelled_folder("pets"), size=64)
     assert told == alone and 0.2 < told["miou"] < 1
 
 
