@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from core.config import Config, SourceConfig, TeacherConfig
-from core.recipes.laboratory import decay, heal, heal_without
+from core.recipes.laboratory import decay, dense, heal, heal_without
 from core.recipes.nano import nano_gram, nano_highres, nano_pretrain, smoke
 from core.recipes.official import (
     vit7b_gram,
@@ -31,6 +31,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "nano_pretrain": nano_pretrain,
     "nano_gram": nano_gram,
     "nano_highres": nano_highres,
+    "dense": dense,
     "decay": decay,
     "heal": heal,
     "heal_without": heal_without,

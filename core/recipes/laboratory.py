@@ -1,27 +1,48 @@
-"""Break it and heal it: dense features that decay, and Gram anchoring that brings them back, on two cores."""
+"""Break it and heal it: dense features that decay, and Gram anchoring that brings them back, on two cores.
+
+    gramscope train dense --out runs/dense              8 minutes: maps that are worth something, by a good teacher's
+    gramscope train decay --out runs/decay              9 minutes: the global objective alone
+    gramscope train heal --out runs/heal                3 minutes: a fifth of the steps, anchored to runs/dense
+    gramscope train heal_without --out runs/without     2 minutes: the same steps without
+
+From scratch it cannot be had in an hour: a model as small and young still learns what its patches show while it trains,
+and has nothing yet to lose (README). So it is given maps first, and the paper's effect then takes minutes.
+"""
 
 from dataclasses import replace
 
-from core.config import Config, GramConfig
-from core.recipes.nano import anchored, nano_pretrain
-from core.schedules import constant
+from core.config import Config, DistillConfig, GramConfig, InitConfig, KoleoConfig, TeacherConfig
+from core.recipes.nano import nano_pretrain
+from core.schedules import Schedule, constant
 
 
-def decay() -> Config:
-    """Stage 1 of the laboratory: meant to lose dense structure within half an hour, while k-NN still rises.
+def dense() -> Config:
+    """Stage 0 of the laboratory: a ViT of width 128 takes the patches of `gramscope_vitt16`, and nothing else of it.
 
-    As `nano_pretrain`, which does so in two hours, at twice its rate; at this rate nobody has run it to its end yet.
-    Every 150 steps the probes, k-NN and the masks of 84 photographs that the run never trains on.
+    Its maps are then good and its CLS knows little, as at the point of the paper's long run where dense quality is best
+    (section 4.1). No self-supervision yet, and none of the teacher's CLS.
     """
     base = nano_pretrain()
     return replace(
         base,
-        name="decay",
-        steps=1500,
-        optim=replace(base.optim, lr=replace(base.optim.lr, peak=2e-3, end=2e-3)),
+        name="dense",
+        steps=300,
+        dino=replace(base.dino, weight=0.0),
+        ibot=replace(base.ibot, weight=0.0),
+        koleo=KoleoConfig(weight=0.0),
+        crops=replace(base.crops, num_local=0, global_scale=(0.3, 1.0)),
+        optim=replace(
+            base.optim,
+            lr=Schedule(start=0.0, peak=2e-3, end=1e-4, warmup=20, cosine=None),
+            momentum=constant(0.98),
+            freeze_last_layer=0,
+        ),
+        distill=DistillConfig(
+            features=(TeacherConfig(name="gramscope_vitt16", cls=0.0, patches=1.0),), chunk=16, settle=20
+        ),
         run=replace(
             base.run,
-            checkpoint_every=300,
+            checkpoint_every=100,
             export_every=150,
             evaluate_every=150,
             masks="pets",
@@ -33,25 +54,57 @@ def decay() -> Config:
     )
 
 
-def heal() -> Config:
-    """Stage 2 of the laboratory: a fifth of the steps, anchored to the teacher with the best masks.
+def decay() -> Config:
+    """Stage 1 of the laboratory: DINO and KoLeo alone, iBOT off. k-NN rises, and patches lose what they had.
 
-    Name both with --init.student RUN and --gram.teacher RUN@STEP. EMA 0.99 and not 0.999: after 300 steps a teacher
-    that moves a thousandth a step would still be three quarters of what it was.
+    With iBOT patches have an objective of their own, and the paper's decay takes its hundreds of thousands of steps.
+    The heads are new: `dense` has none. Continues runs/dense; name another with --init.student RUN.
     """
-    base = decay()
-    run = replace(base.run, export_every=50, evaluate_every=50, probe_every=50, checkpoint_every=100)
-    stage = anchored(replace(base, run=run), student="runs/decay", teacher="runs/decay@450")
+    base = nano_pretrain()
+    start = dense()
     return replace(
-        stage,
+        base,
+        name="decay",
+        steps=300,
+        init=InitConfig(student="runs/dense", heads=False),
+        ibot=replace(base.ibot, weight=0.0),
+        optim=replace(
+            base.optim,
+            lr=Schedule(start=0.0, peak=2e-3, end=2e-3, warmup=30),
+            momentum=constant(0.99),
+            freeze_last_layer=0,
+        ),
+        run=replace(start.run, export_every=100, evaluate_every=100, probe_every=100),
+    )
+
+
+def heal() -> Config:
+    """Stage 2 of the laboratory: a fifth of the steps with the same objective, anchored to the maps of runs/dense.
+
+    The Gram teacher stays and sees its crops, undistorted, at twice the size (sections 4.2 and 4.3). Continues
+    runs/decay; name others with --init.student RUN and --gram.teacher RUN@STEP.
+    """
+    base = heal_without()
+    return replace(
+        base,
         name="heal",
-        gram=replace(stage.gram, refresh_every=0, refresh_first=0, refresh_max=None),  # the early teacher stays
-        optim=replace(stage.optim, momentum=constant(0.99)),
+        gram=GramConfig(use=True, teacher="runs/dense", weight=constant(2.0)),
+        crops=replace(
+            base.crops,
+            sizes=tuple(replace(each, gram_size=2 * each.global_size) for each in base.crops.sizes),
+            gram_distorted=False,
+        ),
     )
 
 
 def heal_without() -> Config:
     """The same steps as `heal` without Gram anchoring: what they alone would do."""
-    stage = heal()
-    sizes = tuple(replace(each, gram_size=None) for each in stage.crops.sizes)
-    return replace(stage, name="heal_without", gram=GramConfig(), crops=replace(stage.crops, sizes=sizes))
+    base = decay()
+    return replace(
+        base,
+        name="heal_without",
+        steps=60,
+        init=InitConfig(student="runs/decay"),
+        optim=replace(base.optim, lr=constant(1.2e-3)),
+        run=replace(base.run, checkpoint_every=30, export_every=20, evaluate_every=20, probe_every=20),
+    )
