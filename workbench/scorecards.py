@@ -39,10 +39,10 @@ def _number(value: float) -> str:
 
 def curves_of(series: RunSeries) -> list[dict[str, Any]]:
     """The curves of the ribbon: labelled proxies, the panel with DSE, and what is global; empty ones are left out."""
-    curves = [
+    inside = series.proxy("objects", "auc")
+    curves: list[dict[str, Any]] = [
         {"name": "miou", "title": "In-context mIoU", "decay": "falls", "group": LABELLED, "values": series.proxy()},
-        {"name": "objects", "title": "Object AUC", "decay": "falls", "group": LABELLED}
-        | {"values": series.proxy("objects", "auc")},
+        {"name": "objects", "title": "Object AUC", "decay": "falls", "group": LABELLED, "values": inside},
         *(_curve(line, series) for line in series.scorecard()),
         {"name": "dse", "title": "DSE", "decay": "falls", "group": UNLABELLED, "values": series.together("dse")},
         {"name": "knn", "title": "k-NN accuracy", "group": GLOBAL, "values": series.proxy("knn", "top1_k10")},
