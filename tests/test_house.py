@@ -273,6 +273,7 @@ def test_make_commands_of_the_readme_exist():
         assert make("-n", *arguments).returncode == 0
 
 
+@pytest.mark.long
 def test_gramscope_commands_of_the_readme_exist():
     from apps.cli import COMMANDS
 

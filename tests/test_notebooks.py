@@ -30,12 +30,12 @@ SHOWN = {  # a new notebook has a line here
 }
 
 
-SLOW = {"03_colour_of_parts"}  # UMAP is compiled at its first use
+QUICK = {"01_first_look", "06_read_a_run"}  # the others take some ten seconds each
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.long) if path.stem in SLOW else path for path in NOTEBOOKS],
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.long) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_a_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):

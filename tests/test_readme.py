@@ -70,6 +70,7 @@ def make(*words: str) -> list[str]:
     return ["make", "-s", *words]
 
 
+@pytest.mark.long
 def test_make_app_answers_with_the_explorer():
     assert "make app" in block("bash", "make app")
     port = free_port()
@@ -110,6 +111,7 @@ def test_gramscope_commands_answer(tmp_path):
             assert shown in page
 
 
+@pytest.mark.long
 def test_the_python_examples_run(tmp_path):
     code = block("python", "backbone = load") + "\nprint(features.patches.shape)\n" + block("python", "view.save")
     code = code.replace("view.html", f"{tmp_path}/view.html")

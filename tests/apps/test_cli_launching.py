@@ -100,6 +100,7 @@ def test_without_a_recipe_the_recipes_are_listed(capsys):
     assert all(name in shown for name in RECIPES) and "gramscope launch smoke" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -500,6 +500,7 @@ def test_a_checkpoint_of_another_config_says_so(own):
         load_teacher_file(str(own))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize(
     ("layout", "name"), [("official", "a.safetensors"), ("hf", "folder"), ("timm", "b.safetensors")]

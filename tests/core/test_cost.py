@@ -58,6 +58,7 @@ def test_hours_are_arithmetic_over_speed():
     assert training_cost(recipe("nano_pretrain"), world=4).hours(0.1, 0.5) == pytest.approx(cost.hours(0.1, 1.0) / 2)
 
 
+@pytest.mark.long
 def test_mixed_crop_sizes_are_weighed_by_their_shares():
     config = recipe("vit7b_highres")
     each = [

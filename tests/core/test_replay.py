@@ -73,6 +73,7 @@ def test_a_kept_batch_comes_back_bit_for_bit(tmp_path, gram):
     assert record["rates"]["teacher_temp"] > 0
 
 
+@pytest.mark.long
 def test_the_checkpoint_before_the_step_is_named(trained, tmp_path):
     for step, checkpoint in ((3, None), (4, 4), (5, 4)):
         place = save_batch(trained, step, make_batch(), {})
@@ -104,6 +105,7 @@ def run_again(folder: Path, step: int | None = None) -> Report:
     return replay.replay(folder, step, say=lambda text: None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("step", "checkpoint"), [(0, 0), (3, 0), (4, 4), (5, 4)])
 def test_any_step_of_a_run_runs_again_the_same(trained, step, checkpoint):
     report = run_again(trained, step)
@@ -122,6 +124,7 @@ def poisoned(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.long
 def test_a_bad_pixel_is_found_in_the_batch(trained, tmp_path):
     folder = poisoned(trained, tmp_path)
     batch = make_batch(images=8)
@@ -135,6 +138,7 @@ def test_a_bad_pixel_is_found_in_the_batch(trained, tmp_path):
     assert "It began in the batch: local_crops." in report.text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("drop_path", [0.3, 0.0])  # without, blocks may compute in one piece
 def test_a_weight_that_overflows_is_found_where_it_stands(trained, tmp_path, drop_path):
     from core.checkpoint import Checkpoints
@@ -161,6 +165,7 @@ def test_a_weight_that_overflows_is_found_where_it_stands(trained, tmp_path, dro
     assert "It began in the forward pass: student.backbone.blocks.3.mlp.fc2." in report.text()
 
 
+@pytest.mark.long
 def test_bad_weights_are_told_from_a_bad_step(trained, tmp_path):
     folder = poisoned(trained, tmp_path)
     from core import distill
@@ -180,6 +185,7 @@ def test_bad_weights_are_told_from_a_bad_step(trained, tmp_path):
     assert "It began in the weights, before the step: student.dino_head.mlp.2.bias." in report.text()
 
 
+@pytest.mark.long
 def test_a_gradient_that_is_no_number_is_traced_to_its_term(trained, monkeypatch):
     from core import distill
 
@@ -198,6 +204,7 @@ def test_a_gradient_that_is_no_number_is_traced_to_its_term(trained, monkeypatch
     assert "  ibot" in text and "gradients finite" in text
 
 
+@pytest.mark.long
 def test_a_term_that_is_no_number_is_named_before_its_gradients(trained, monkeypatch):
     from core import distill
 
@@ -221,6 +228,7 @@ def test_parts_of_a_batch_and_bf16_are_replayed_too(tmp_path):
     assert report.terms == pytest.approx({name: line[name] for name in report.terms}, rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_that_stops_leaves_what_replay_needs(trained, tmp_path, monkeypatch):
     """The loop itself: a loss that is no number at step 5, then a replay that names the term."""
     from core import distill, train

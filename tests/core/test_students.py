@@ -112,6 +112,7 @@ def together(place, run_processes, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "processes"), [("first", 1), ("second", 2)])
 def test_a_student_has_the_losses_it_has_alone_to_the_last_bit(together, run_processes, tmp_path, name, processes):
     config = load_config(together / name)
@@ -121,6 +122,7 @@ def test_a_student_has_the_losses_it_has_alone_to_the_last_bit(together, run_pro
     assert losses(alone / name) == losses(together / name)
 
 
+@pytest.mark.long
 def test_every_student_is_a_run_with_checkpoints_and_a_teacher(together):
     assert is_set(together) and [student.name for student in students_in(together)] == ["first", "second"]
     for name in ("first", "second"):
@@ -129,6 +131,7 @@ def test_every_student_is_a_run_with_checkpoints_and_a_teacher(together):
         assert f"step {STEPS - 1} of {STEPS}" in (together / name / "log.txt").read_text()
 
 
+@pytest.mark.long
 def test_students_go_on_from_the_newest_checkpoint_that_all_have(together, run_processes, tmp_path):
     """As after a kill between the checkpoint of one student and that of the other."""
     import shutil
@@ -191,6 +194,7 @@ def test_parts_that_do_not_divide_evenly_overlap_at_the_end_and_leave_nothing_ou
         assert part.start <= image < part.stop
 
 
+@pytest.mark.long
 def test_another_number_of_processes_is_refused(together):
     process = torchrun(together, 2)
     said, _ = process.communicate(timeout=120)

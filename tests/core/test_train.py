@@ -119,6 +119,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert different == []
 
 
+@pytest.mark.long
 def test_a_run_leaves_what_its_folder_promises(whole):
     assert [line["step"] for line in lines(whole)] == list(range(12))
     assert sorted(path.name for path in (whole / "teacher").iterdir()) == [
@@ -168,6 +169,7 @@ def test_a_run_stopped_and_resumed_is_the_same_run(pictures, whole, tmp_path, st
     assert_same_run(folder, whole)
 
 
+@pytest.mark.long
 def test_workers_change_nothing(pictures, whole, tmp_path):
     config = tiny(pictures)
     folder = start(tmp_path / "run", replace(config, data=replace(config.data, workers=1)))
@@ -220,6 +222,7 @@ def test_a_second_stage_starts_from_the_first_and_is_anchored_to_an_early_teache
     assert all(torch.equal(kept[name], anchor[name]) for name in kept)
 
 
+@pytest.mark.long
 def test_unreadable_images_are_named_and_counted(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "pictures")
     broken = tmp_path / "pictures" / "train" / "red" / "3.png"

@@ -45,6 +45,7 @@ def cells_by_loop(drawn: Canvas) -> np.ndarray:
     return cells
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_a_cell_colours_exactly_the_display_pixels_of_its_patch(name, window):

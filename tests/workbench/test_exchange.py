@@ -353,6 +353,7 @@ def test_a_file_that_was_cut_is_said(tmp_path, way, cut):
         back(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_no_damage_raises_anything_else(tmp_path, way):
     to, back = WAYS[way]

@@ -90,6 +90,7 @@ def test_what_the_doctor_marks_red_is_not_submitted(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_what_the_engine_refuses_leaves_no_folder_that_would_refuse_the_next_attempt(small, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))  # with Slurm's clients and without: no queue
     monkeypatch.chdir(tmp_path)

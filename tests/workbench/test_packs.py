@@ -272,6 +272,7 @@ def test_the_stated_error_is_that_of_the_readers_formula():
     assert np.abs(exact - cosines(pack.rows_of(0, 9))).max() <= pack.error["cosine_max"] + 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layer", "norm", "sample"),
     [(0, False, 1), (0, True, 2), (5, False, 3), (8, True, 4), (11, False, 0), (11, True, 5)],

@@ -95,6 +95,7 @@ def test_a_picture_that_is_none_stops_it_before_anything_is_written(taught, tmp_
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.long
 def test_on_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["share", str(run), "--to", str(tmp_path / "small"), "--steps", "0", "10"])
     assert "MB" in capsys.readouterr().out

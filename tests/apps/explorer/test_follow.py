@@ -85,6 +85,7 @@ def test_an_object_is_followed_by_the_server_and_asked_about_on_the_page(page, t
     assert download.value.suggested_filename == "square_masks.zip"
 
 
+@pytest.mark.long
 def test_a_broken_upload_gets_a_sentence_and_nothing_is_lost(page):
     mark(page, (0.4, 0.4), (0.6, 0.6))
     before = page.evaluate(f"() => [{VIEW}.get('clip').name, {VIEW}.get('marks')[0]]")

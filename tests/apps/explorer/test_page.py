@@ -153,6 +153,7 @@ def test_a_click_lands_in_the_patch_under_the_pointer(visit, viewport, scale, zo
             says(page, expected)
 
 
+@pytest.mark.long
 def test_the_query_frame_is_drawn_where_the_click_was(visit):
     page = visit()
     with new_picture(page, "#similarity-map img"):
@@ -164,6 +165,7 @@ def test_the_query_frame_is_drawn_where_the_click_was(visit):
     assert near.sum() > 100 and near.mean() > 0.9
 
 
+@pytest.mark.long
 def test_a_photograph_stored_sideways_is_shown_and_clicked_upright(visit):
     page = visit()
     stored = picture(120, 200, seed=3)
@@ -178,6 +180,7 @@ def test_a_photograph_stored_sideways_is_shown_and_clicked_upright(visit):
     says(page, pixel_to_patch(geometry, 170, 30))
 
 
+@pytest.mark.long
 def test_typing_adding_subtracting_and_starting_over(visit):
     page = visit()
     page.get_by_label("Row", exact=True).fill("3")
@@ -201,6 +204,7 @@ def test_typing_adding_subtracting_and_starting_over(visit):
     assert page.get_attribute("#similarity-map img", "src") == before
 
 
+@pytest.mark.long
 def test_layer_and_size_keep_the_query_on_its_pixel(visit):
     page = visit()
     with new_picture(page, "#similarity-map img"):
@@ -230,6 +234,7 @@ ACCEPTED = {
 }
 
 
+@pytest.mark.long
 def test_unusable_files_get_a_sentence_and_nothing_is_lost(visit):
     page = visit()
     before = page.get_attribute("#similarity-map img", "src")
@@ -260,6 +265,7 @@ def test_two_users_do_not_meet(visit):
     assert [width / height for width, height in shapes] == pytest.approx([160 / 90, 500 / 375], rel=0.02)
 
 
+@pytest.mark.long
 def test_locked_colours_stay_from_photo_to_photo(visit):
     page = visit()
     page.get_by_role("tab", name="PCA", exact=True).click()
@@ -295,6 +301,7 @@ def comes_to_rest(page: Any, asked: list[int]) -> None:
     pytest.fail(f"the page goes on asking: {asked}")
 
 
+@pytest.mark.long
 def test_of_quick_clicks_the_last_one_stays_and_the_page_comes_to_rest(visit):
     page = visit()
     asked = requests_of(page)
@@ -313,6 +320,7 @@ def test_of_quick_clicks_the_last_one_stays_and_the_page_comes_to_rest(visit):
     assert max(Counter(asked).values()) <= 2, asked  # a choice in a list comes twice from Gradio, and never again
 
 
+@pytest.mark.long
 def test_weights_that_cannot_be_had_leave_everything_as_it_was(visit):
     page = visit()
     before = page.get_attribute("#similarity-map img", "src"), page.inner_text("#licence")
@@ -327,6 +335,7 @@ def test_weights_that_cannot_be_had_leave_everything_as_it_was(visit):
         click_pixel(page, (500, 375), 100, 300)
 
 
+@pytest.mark.long
 def test_drawing_settings_change_the_picture_and_no_opacity_is_the_photograph(visit):
     page = visit()
     page.get_by_role("button", name="Drawing").first.click()
@@ -345,6 +354,7 @@ def test_drawing_settings_change_the_picture_and_no_opacity_is_the_photograph(vi
     assert np.median(np.abs(shown(page).astype(int) - np.asarray(photo))) <= 2
 
 
+@pytest.mark.long
 def test_a_second_photo_changes_the_comparison_alone(visit):
     page = visit()
     before = page.get_attribute("#similarity-map img", "src")
@@ -356,6 +366,7 @@ def test_a_second_photo_changes_the_comparison_alone(visit):
     assert page.get_attribute("#similarity-map img", "src") == before
 
 
+@pytest.mark.long
 def test_everything_can_be_reached_and_set_with_the_keyboard(visit):
     page = visit()
     page.get_by_role("button", name="Drawing").first.click()
@@ -380,6 +391,7 @@ def test_everything_can_be_reached_and_set_with_the_keyboard(visit):
     says(page, (2, 9))
 
 
+@pytest.mark.long
 def test_locked_colours_are_carried_to_another_layer(visit):
     page = visit()
     page.get_by_role("tab", name="PCA", exact=True).click()

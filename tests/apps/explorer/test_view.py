@@ -105,6 +105,7 @@ def test_another_photo_and_another_layer_come_into_the_same_view(visit):
     complete(page, "similarity-view", "v.get('queries')[0].image === v.packs[0].header.picture.digest")
 
 
+@pytest.mark.long
 def test_the_server_takes_over_what_is_asked_and_gives_it_back(visit):
     page = visit()
     move(page, 300, 250, (500, 375))
@@ -148,6 +149,7 @@ def test_a_large_photo_is_hovered_while_it_sharpens(visit):
     assert re.search(r"row 20, col 30 .* cosine -?[\d.]+ .* random pairs", readout(page, "large-view"))
 
 
+@pytest.mark.long
 def test_a_map_that_is_kept_stands_beside_that_of_another_layer(visit):
     page = visit()
     page.click("#similarity-keep")

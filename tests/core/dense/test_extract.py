@@ -730,6 +730,7 @@ def test_glimpses_start_usable_and_only_grow_sharper(backbones):
     assert (half != coarse).any(-1)[glimpse.sharp].all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [(0, 0), (4, 9), (9, 14), (7, 2), (9, 0)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25])
 def test_tiles_come_nearest_first_and_end_in_the_same_map(backbones, first, overlap):
@@ -793,6 +794,7 @@ def live_tensors() -> int:
     return sum(type(thing) in (Tensor, nn.Parameter) for thing in gc.get_objects())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "tile"), [("saliency", 0), ("nano", 0), ("nano", 70), ("slim", 0), ("slim", 70)])
 def test_raising_in_progress_cancels_and_leaves_nothing_behind(backbones, name, tile):
     backbone, picture = backbones[name], noise(110, 90)
@@ -930,6 +932,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, not there here")
 def test_memory_of_an_exact_pass_grows_with_the_patches_not_with_their_square():
     tokens = 128 * 128 + 5

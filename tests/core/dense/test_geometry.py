@@ -84,6 +84,7 @@ def some_cells(data, geometry: Geometry) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------- plan
 
 
+@pytest.mark.long
 @many
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([14, 16]), st.integers(1, 2048))
 def test_plan_keeps_the_aspect_to_the_pixel_and_pads_less_than_a_patch(width, height, patch, size):
@@ -204,6 +205,7 @@ def test_patch_centres_return_to_their_patch(geometry, data):
         assert pixel_to_patch(geometry, *patch_centre(geometry, *cell)) == cell
 
 
+@pytest.mark.long
 @many
 @given(geometries(), st.data())
 def test_cells_own_their_left_and_top_border(geometry, data):
@@ -455,6 +457,7 @@ def test_orientation_and_back_is_the_same_point_inside_the_picture(geometry, a, 
 # ---------------------------------------------------------------------------------------------- display
 
 
+@pytest.mark.long
 @many
 @given(
     geometries(),

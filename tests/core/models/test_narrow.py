@@ -66,6 +66,7 @@ def test_a_copy_of_the_same_width_loses_nothing(monkeypatch):
     assert explained(thin, wide, crops, crops, 80) > 0.998
 
 
+@pytest.mark.long
 def test_half_the_width_of_the_real_model_keeps_more_than_any_start():
     wide = load_backbone("dinov2_vits14_saliency").eval()
     thin = build_backbone("vit_tiny", patch_size=16, num_registers=4, layer_scale=0.1)
@@ -100,6 +101,7 @@ def test_the_narrow_stream_has_a_mean_of_zero_where_layer_norm_takes_it_away():
     assert thin.patch_embed.proj.weight.sum(0).abs().max() < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

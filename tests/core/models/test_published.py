@@ -207,6 +207,7 @@ def test_no_network_is_told_and_the_bundled_weights_need_none(hub, monkeypatch):
     assert load_backbone("dinov2_vits14_saliency").embed_dim == 384
 
 
+@pytest.mark.long
 def test_the_settings_of_the_hub_library_reach_it_from_the_environment(hub, tmp_path):
     """In a process of its own, as users set them."""
     hub.files = {f"facebook/dinov2-small/{name}": body for name, body in model_files(tmp_path / "model").items()}

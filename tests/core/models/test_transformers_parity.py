@@ -75,6 +75,7 @@ def theirs(folder: Path, x: Tensor) -> Tensor:
     return model.eval()(x).last_hidden_state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BACKBONES)
 def test_transformers_computes_the_same_from_what_we_save(name: str, tmp_path: Path) -> None:
     ours = random_backbone(name)
@@ -149,6 +150,7 @@ def agree_at_every_size(ours: VisionTransformer, model: torch.nn.Module, depth: 
     agree(518, 518)  # the grid the positions were learned on
 
 
+@pytest.mark.long
 def test_the_bundled_weights_agree_at_every_size(tmp_path: Path) -> None:
     """The real file, read by transformers itself under its old names."""
     config = {"model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}

@@ -73,6 +73,7 @@ def whole(place, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_it_learns_which_picture_is_which(whole):
     found = losses(whole)
     assert [step for step, _ in found] == list(range(60))

@@ -43,6 +43,7 @@ def show(browser: Any, tmp_path: Path):
     assert problems == []
 
 
+@pytest.mark.long
 def test_it_says_how_the_run_stands(show, told):
     page = show(told)
     assert page.locator(".gs-head").text_content() == "nanorunning"
@@ -75,6 +76,7 @@ def test_maps_follow_what_comes_until_somebody_looks_back(show, told):
     assert page.locator(".gs-when output").text_content() == "step 30"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["failed", "out of memory", "node failed", "out of time"])
 def test_a_bad_end_shows_the_last_lines_of_the_log(show, told, state):
     page = show(told | {"state": state, "reason": "status 1", "log": "Traceback\nValueError: no"})

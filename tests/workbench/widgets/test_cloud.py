@@ -255,6 +255,7 @@ def words(page: Any, part: str) -> str:
     return page.locator(f".gc-{part}").inner_text()
 
 
+@pytest.mark.long
 def test_every_photo_has_its_colour_and_every_point_its_place(page, places):
     for patch in ([0, 0, 0], [0, 14, 19], [1, 3, 7], [1, 13, 0]):
         np.testing.assert_allclose(pixel(page, *places.point(*patch)), OKABE_ITO[patch[0]], atol=2)
@@ -264,6 +265,7 @@ def test_every_photo_has_its_colour_and_every_point_its_place(page, places):
     assert page.locator(".gc-keys button").all_inner_texts() == ["grey 0 (300)", "grey 1 (280)"]
 
 
+@pytest.mark.long
 def test_fine_and_coarse_screens_show_points_in_the_same_places(browser, widget):
     for ratio in (1.25, 3):
         context = browser.new_context(viewport={"width": 900, "height": 900}, device_scale_factor=ratio)
@@ -274,6 +276,7 @@ def test_fine_and_coarse_screens_show_points_in_the_same_places(browser, widget)
         context.close()
 
 
+@pytest.mark.long
 def test_colours_are_mixed_channel_by_channel(page):
     random = np.random.default_rng(0)
     colors, shares = random.integers(0, 256, (200, 2, 3)), random.integers(0, 257, 200)
@@ -293,6 +296,7 @@ def test_colours_are_mixed_channel_by_channel(page):
 # ---------------------------------------------------------------- lasso and photographs
 
 
+@pytest.mark.long
 def test_a_lasso_selects_the_points_inside_and_outlines_their_patches(page, places, widget):
     plain = pixel(page, *places.patch(0, 10, 10))
     drag(page, around(places, (0, 2, 3), (0, 4, 6)))
@@ -501,6 +505,7 @@ def test_the_wheel_zooms_at_the_pointer(page, places):
     np.testing.assert_allclose([camera["x"], camera["y"]] + beside / camera["zoom"], under, atol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["right button", "Space"])
 def test_dragging_with_the_right_button_or_space_moves_the_cloud(page, places, how):
     x, y = places.point(0, 4, 4)
@@ -585,6 +590,7 @@ def touch(session: Any, kind: str, *points: tuple[float, float]) -> None:
     session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
 
+@pytest.mark.long
 def test_fingers_tap_draw_and_zoom(browser, widget):
     context = browser.new_context(viewport={"width": 390, "height": 900}, has_touch=True, device_scale_factor=2)
     page = opened(context, widget)
@@ -644,6 +650,7 @@ def test_a_legend_button_hides_the_points_of_a_photo(page, places):
     np.testing.assert_allclose(pixel(page, *places.point(0, 4, 4)), OKABE_ITO[0], atol=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scheme", "change", "shown"),
     [

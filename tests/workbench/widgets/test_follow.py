@@ -147,6 +147,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     assert problems == []
 
 
+@pytest.mark.long
 def test_a_painted_object_is_followed_scrubbed_and_asked_about(show, clip):
     opened = show(FollowView(clip))
     assert opened.page.get_by_role("button", name="Follow", exact=True).is_disabled()

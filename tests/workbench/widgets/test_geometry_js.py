@@ -179,12 +179,14 @@ def test_points_and_cells_agree_for_500_sizes_and_all_orientations(in_page):
     assert_same_bits(found, expected)
 
 
+@pytest.mark.long
 def test_grid_lines_agree(in_page):
     geometries = [geometry for _, geometry in many_geometries()][::10]
     found = in_page("(record) => g.gridLines(new g.Geometry(record))", [item.to_dict() for item in geometries])
     assert_same_bits(found, [grid_lines(geometry) for geometry in geometries])
 
 
+@pytest.mark.long
 def test_valid_cells_agree(in_page):
     geometries = [geometry for _, geometry in many_geometries()][::3]
     found = in_page.page.evaluate(
@@ -200,6 +202,7 @@ def test_valid_cells_agree(in_page):
     assert base64.b64decode(found) == hashlib.sha256(masks).digest()
 
 
+@pytest.mark.long
 def test_cells_are_carried_between_grids_of_14_and_16_pixels(in_page):
     rng, cases, expected, carries = random.Random(1), [], [], []
     for _ in range(300):

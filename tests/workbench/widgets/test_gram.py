@@ -137,6 +137,7 @@ def order_of(page: Any) -> np.ndarray:
     return np.array(page.evaluate("() => [...gramscope.order.cells]"))
 
 
+@pytest.mark.long
 def test_the_page_has_the_same_matrix_and_it_is_symmetric(early, show):
     page = show(GramLens(early))
     found = matrix_of(page)
@@ -157,6 +158,7 @@ def test_a_row_is_the_similarity_map(early, show):
         assert row.ravel() == pytest.approx(matrix_of(page)[index], abs=2e-6)
 
 
+@pytest.mark.long
 def test_orders_are_permutations_and_reorder_the_matrix(early, show):
     page = show(GramLens(early))
     whole = gram_of(early)
@@ -250,6 +252,7 @@ def test_brushing_rows_chooses_patches_and_a_lasso_on_the_photo_too(early, show)
     assert page.evaluate("() => gramscope.host.state.get('selection')") == []
 
 
+@pytest.mark.long
 def test_zoom_keeps_what_is_under_the_pointer_and_shows_exact_rows(show):
     pack = make_pack(30, 30)
     page = show(GramLens(pack))
@@ -368,6 +371,7 @@ def test_the_page_measures_what_python_measures(dial):
             assert found[metric.__name__] == pytest.approx(metric(map), abs=2e-5), (metric.__name__, levels)
 
 
+@pytest.mark.long
 def test_noise_and_place_do_what_they_are_for(dial):
     page = dial(make_pack(16, 16))
     healthy = measured(page)

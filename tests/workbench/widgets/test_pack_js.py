@@ -423,6 +423,7 @@ def broken_packs() -> dict[str, tuple[Callable[[bytes], bytes], str]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", broken_packs())
 def test_damage_is_refused_in_a_sentence(page, server, what):
     damage, words = broken_packs()[what]
@@ -432,6 +433,7 @@ def test_damage_is_refused_in_a_sentence(page, server, what):
     assert message.endswith(".") and "\n" not in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -514,6 +516,7 @@ def test_cosines_are_those_of_torch(page, server, engine, shape):
     assert found.max() <= 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_padding_and_zero_vectors_and_negatives(page, server, engine):
     features = features_of(20, 24, 96)
@@ -534,6 +537,7 @@ def test_padding_and_zero_vectors_and_negatives(page, server, engine):
     assert np.nanmax(found) > 1 and np.nanmax(engine_map(page, engine, "/a.dfp", query)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_channel_that_stands_out_costs_no_precision(page, server, engine):
     features = features_of(16, 16, 384)
@@ -545,6 +549,7 @@ def test_one_channel_that_stands_out_costs_no_precision(page, server, engine):
     assert np.abs(engine_map(page, engine, "/a.dfp", query) - wanted).max() <= 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_maps_grow_with_the_rows_that_arrive(page, server, engine):
     server.files["a.dfp"] = write_pack(features_of(64, 64, 384))
@@ -578,6 +583,7 @@ def test_maps_grow_with_the_rows_that_arrive(page, server, engine):
         assert found["uploads"][:4] == found["arrived"] and len(found["uploads"]) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_products_with_the_features_themselves(page, server, engine):
     features = features_of(20, 24, 100)
@@ -600,6 +606,7 @@ def test_products_with_the_features_themselves(page, server, engine):
     np.testing.assert_allclose(found[1], wanted.flatten(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_colors_are_those_of_to_rgb(page, server, engine):
     features = features_of(24, 30, 64) + 20  # a large mean, where differences of products lose digits
@@ -673,6 +680,7 @@ def test_standings_are_those_of_python(page):
     assert all("Cannot rank" in message for message in found[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("k", "exclude", "radius", "spacing"),
     [
@@ -716,6 +724,7 @@ def look() -> Look:
     return look_at(photo, load_backbone("dinov2_vits14_saliency"), size=448)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_real_photograph_is_queried_within_the_promised_error(page, server, look, engine):
     pack = make_pack(look, basis=look.basis)

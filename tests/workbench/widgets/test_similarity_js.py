@@ -264,6 +264,7 @@ def expected(pack: Pack, *queries: dict[str, Any], **pane: Any) -> np.ndarray:
 # ---------------------------------------------------------------- pointer
 
 
+@pytest.mark.long
 def test_hovering_previews_without_a_word_to_the_host(opened, small):
     view = opened(small)
     assert np.isnan(view.values()).all()
@@ -298,6 +299,7 @@ def test_a_click_pins_and_a_second_one_or_escape_lets_go(opened, small):
     assert set(view.told) == {"queries"}
 
 
+@pytest.mark.long
 def test_shift_adds_and_numbers_while_alt_and_the_right_button_subtract(opened, small):
     view = opened(small)
     view.click(1, 1, button="right")
@@ -455,6 +457,7 @@ def test_arrows_stay_out_of_the_padding(opened):
         assert view.pinned() == [(cell, 1)] and pack.valid[cell]
 
 
+@pytest.mark.long
 def test_everything_can_be_done_from_the_keyboard(opened, photos):
     view = opened(photos[0], photos[0], panes=[{"pack": 0, "show": "swipe", "other": 1}])
     page, press = view.page, view.page.keyboard.press
@@ -692,6 +695,7 @@ def test_the_legend_has_the_numbers_of_the_colours(opened, small):
     assert view.page.locator(".gs-legend").first.is_hidden()
 
 
+@pytest.mark.long
 def test_pca_colours_are_those_of_python(opened, photos):
     for pack in photos:
         view = opened(pack, panes=[{"pack": 0, "show": "pca"}])
@@ -722,6 +726,7 @@ def test_cosines_agree_with_those_of_the_features_in_torch(opened, looks, photos
         assert f"within {pack.error['cosine_max']:.4f} of fp32" in view.page.locator(".gs-note").inner_text()
 
 
+@pytest.mark.long
 def test_percentiles_are_those_of_python(opened, photos):
     view = opened(*photos[:2])
     view.click(8, 9)
@@ -747,6 +752,7 @@ def test_percentiles_are_those_of_python(opened, photos):
 # ---------------------------------------------------------------- several panes
 
 
+@pytest.mark.long
 def test_identical_packs_differ_by_exactly_nothing(opened, small):
     for show in ("difference", "rank"):
         view = opened(small, small, panes=[{"pack": 0, "show": show, "other": 1}])
@@ -755,6 +761,7 @@ def test_identical_packs_differ_by_exactly_nothing(opened, small):
         assert view.page.locator(".gs-numbers span").all_inner_texts()[:3:2] == ["≤ -0.50", "≥ 0.50"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("show", ["difference", "rank"])
 def test_differences_are_those_of_python(opened, show):
     packs = [pack_of(330, 250, 14, seed=1, dim=32), pack_of(330, 250, 16, size=272, seed=2), pack_of(330, 250, seed=3)]
@@ -824,6 +831,7 @@ def test_the_divider_of_a_swipe_is_dragged(opened):
     np.testing.assert_array_equal(view.canvas(2), both)
 
 
+@pytest.mark.long
 def test_panes_of_14_and_16_pixels_agree_in_the_picture(opened):
     fine, coarse = pack_of(337, 251, 14, seed=1), pack_of(337, 251, 16, size=208, seed=2)
     view = opened(fine, coarse)
@@ -856,6 +864,7 @@ def test_a_query_reaches_into_another_photograph(opened, looks, photos):
         np.testing.assert_allclose(view.values(pane), truth, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("other", [{"weights": "1" * 16}, {"dim": 32}, {"layer": 5}])
 def test_other_weights_do_not_answer_for_another_photograph(opened, small, other):
     view = opened(small, pack_of(picture=1, **other))
@@ -912,6 +921,7 @@ def full_state(packs: list[Pack]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_an_address_brings_back_every_pixel(opened):
     packs = [pack_of(seed=1, colors=True, layer=5), pack_of(seed=2, colors=True, size=288)]
     state = full_state(packs)
@@ -999,6 +1009,7 @@ def test_a_notebook_and_a_host_with_an_address_of_its_own_do_not_follow_that_of_
     assert found == [None, False, None, True, 0.5, True]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("address", ["#view=", "#view=abc", "#view=%%%", "#other", "#view=" + encode_view({"a": 1})])
 def test_an_address_that_is_none_is_refused_in_a_sentence(opened, small, address):
     view = opened(small, address=address)
@@ -1027,6 +1038,7 @@ def test_without_webgl2_and_wasm_plain_arrays_answer_and_say_so(opened, small):
     np.testing.assert_allclose(view.values(), expected(small, query_at(small, 5, 7)), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["header", "codes", "nothing"])
 def test_a_damaged_pack_gets_a_sentence_and_the_other_panes_live_on(opened, small, where):
     other = pack_of(seed=7)
@@ -1085,6 +1097,7 @@ def luminance(color: str) -> float:
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scheme", "setting", "dark"),
     [
@@ -1217,6 +1230,7 @@ def pick_patches(browser: Any, tmp_path: Path, sizes: int) -> dict[str, int]:
     return checked
 
 
+@pytest.mark.long
 def test_the_picked_patch_is_the_one_under_the_pointer(browser, tmp_path):
     checked = pick_patches(browser, tmp_path, 64)
     assert checked["inside"] > 40 and checked["full screen"] > 8

@@ -59,6 +59,7 @@ def test_the_point_is_a_patch_of_the_first_checkpoint_and_a_pixel_for_all(view):
     assert view.queries == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -125,6 +126,7 @@ def test_the_same_checkpoint_twice_has_the_same_colours(make_run, run, tmp_path)
         assert int((ours.int() - theirs.int()).abs().max()) <= 1
 
 
+@pytest.mark.long
 def test_the_saved_page_holds_everything_and_the_still_shows_checkpoints(view, tmp_path):
     view.point = (2, 3)
     page = view.save(tmp_path / "time.html").read_text()

@@ -73,6 +73,7 @@ def shown(page: Any, pane: int = 0) -> dict[str, Any]:
     return found | {"values": np.array(found["values"] or [], dtype=float)}  # null as NaN
 
 
+@pytest.mark.long
 def test_it_shows_the_last_checkpoint_and_the_slider_goes_through_all(run, show):
     view = TimeSlider(run, point=(2, 3))
     page = show(view)
@@ -88,6 +89,7 @@ def test_it_shows_the_last_checkpoint_and_the_slider_goes_through_all(run, show)
     assert found["values"].reshape(wanted.shape) == pytest.approx(wanted, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.long
 def test_the_pinned_patch_stays_on_its_pixel_when_the_grid_changes(run, show):
     page = show(TimeSlider(run, point=(3, 4)))
     seen = []
@@ -169,6 +171,7 @@ def test_a_checkpoint_compared_with_itself_differs_by_exactly_nothing(run, show)
     assert np.nanmax(np.abs(shown(page)["values"])) > 0.05
 
 
+@pytest.mark.long
 def test_two_checkpoints_side_by_side_share_the_query(run, show):
     page = show(TimeSlider(run, point=(2, 3)))
     page.get_by_label("Compare with").select_option("0")
@@ -180,6 +183,7 @@ def test_two_checkpoints_side_by_side_share_the_query(run, show):
     assert page.evaluate("() => gramscope.inner.panes[0].other.header.labels.step") == "0"
 
 
+@pytest.mark.long
 def test_runs_are_compared_at_the_same_step(make_run, tmp_path, show):
     steps = {"with": (0, 10, 20), "without": (0, 10, 25)}
     runs = [open_run(make_run(tmp_path / name, steps=of, seed=40 * (name == "with"))) for name, of in steps.items()]
