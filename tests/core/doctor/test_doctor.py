@@ -161,6 +161,9 @@ def test_no_recipe_is_red_where_its_inputs_are(name, tmp_path, monkeypatch):
         named = config.gram.teacher.rpartition("@")[2]  # the step that the recipe names, if any
         run = make_run(tmp_path / before.name, before, *{2000, 200_000, *([int(named)] if named.isdecimal() else [])})
         teacher = config.gram.teacher.replace(config.init.student, str(run))
+        if teacher and not teacher.startswith(str(run)):  # of a run of its own, before that one
+            early = recipe(Path(teacher).name)
+            teacher = str(make_run(tmp_path / early.name, early, 200_000))
         config = change(config, init={"student": str(run)}, gram={"teacher": teacher})
     machine = CLUSTER if name in WORLDS else LAPTOP
     assert rules(config, "red", machine=machine, world=WORLDS.get(name, 1)) == []
