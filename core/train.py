@@ -24,9 +24,9 @@ from core.data.batch import Batch
 from core.data.loader import Loader
 from core.distill import SelfDistillation, Targets, build, split
 from core.distributed import World
-from core.evals.incontext import incontext
-from core.evals.objects import objects
-from core.evals.segmentation import labelled_folder
+from core.evals.incontext import in_context
+from core.evals.objects import in_objects
+from core.evals.segmentation import labelled_folder, read
 from core.evaluate import Benchmark, evaluate, load_benchmark
 from core.memory import keep_freed_memory
 from core.metrics import Metrics
@@ -171,14 +171,12 @@ class Run:
             self.checkpoints.save(done, self.model, self.optimizer)
 
     def segment(self, teacher: Path) -> None:
-        """What masks say of its patches, of one picture and across pictures."""
-        settings = self.config.run
-        backbone, folder, size = load_backbone(teacher), labelled_folder(settings.masks), settings.masks_size
-        self.metrics.evaluation(self.finished, "incontext", incontext(backbone, folder, size=size))
-        try:
-            self.metrics.evaluation(self.finished, "objects", objects(backbone, folder, size=size))
-        except ValueError as error:  # objects too small for patches as large as these
-            self.metrics.say(f"{error}: left out")
+        """What masks say of its patches, across pictures and inside one; both from one look at each picture."""
+        backbone, folder = load_backbone(teacher), labelled_folder(self.config.run.masks)
+        train, val = (read(backbone, folder, split, size=self.config.run.masks_size) for split in ("train", "val"))
+        self.metrics.evaluation(self.finished, "incontext", in_context(train, val))
+        if found := in_objects(train, val):  # else objects are too small for patches as large as these
+            self.metrics.evaluation(self.finished, "objects", found)
 
     def evaluate(self) -> None:
         """k-NN of the teacher, where a source has labels."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.dense.scorecard import interval
 from core.dense.similarity import normalize
-from core.evals.segmentation import IGNORED, read
+from core.evals.segmentation import IGNORED, Labelled, read
 from core.models import Backbone
 
 WHOLE = 0.9  # of what counts of a patch, for the patch to be on an object
@@ -40,22 +40,25 @@ def object_auc(
     if min(int(on.sum()), int(off.sum())) < SEEN:
         return None
     unit = normalize(patches.flatten(0, 1))
-    same, other = unit[on] @ unit[on].T, (unit[on] @ unit[off].T).sort(dim=1).values
-    below = torch.searchsorted(other, same.contiguous()) + torch.searchsorted(other, same.contiguous(), right=True)
-    share = below.double() / (2 * other.shape[1])
+    share = share_below(unit[on] @ unit[on].T, unit[on] @ unit[off].T)
     return (share.sum(1) - share.diagonal()) / (len(share) - 1)
 
 
-def objects(backbone: Backbone, folder: Path, *, size: int = 224) -> dict[str, float]:
-    """`auc` over all photographs of a folder with images, masks (0 is no object, 255 does not count) and split.tsv,
-    every picture squeezed into `size` pixels; /low and /high of its 95 % interval over photographs, and `images`.
+def share_below(values: Float[Tensor, "n p"], others: Float[Tensor, "n q"]) -> Float[Tensor, "n p"]:
+    """For each value the share of its row of others that are smaller, equal ones counting half."""
+    others, values = others.sort(dim=1).values, values.contiguous()
+    below = torch.searchsorted(others, values) + torch.searchsorted(others, values, right=True)
+    return below.double() / (2 * others.shape[1])
 
-    Every patch of an object counts alike, then every object of a photograph, then every photograph. Both splits are
-    asked, for nothing is learned from either. Raises ValueError where no object is large enough.
+
+def in_objects(*parts: Labelled) -> dict[str, float]:
+    """`auc` over all photographs of these parts, /low and /high of its 95 % interval over photographs, and `images`;
+    empty where no object is large enough.
+
+    Every patch of an object counts alike, then every object of a photograph, then every photograph.
     """
     found = []
-    for split in ("train", "val"):
-        data = read(backbone, folder, split, size=size)
+    for data in parts:
         for patches, mask in zip(data.features, data.masks, strict=True):
             grid = (patches.shape[0], patches.shape[1])
             values = sorted({int(value) for value in mask.unique()} - {0, IGNORED})
@@ -63,6 +66,18 @@ def objects(backbone: Backbone, folder: Path, *, size: int = 224) -> dict[str, f
             known = [float(auc.mean()) for auc in each if auc is not None]
             found += [float(np.mean(known))] if known else []
     if not found:
-        raise ValueError(f"no object in {folder} has {SEEN} patches on it and {SEEN} off it at {size} pixels")
+        return {}
     number = interval(np.array(found))
     return {"auc": number.mean, "auc/low": number.low, "auc/high": number.high, "images": float(len(found))}
+
+
+def objects(backbone: Backbone, folder: Path, *, size: int = 224) -> dict[str, float]:
+    """`in_objects` of a folder with images, masks (0 is no object, 255 does not count) and split.tsv, every picture
+    squeezed into `size` pixels.
+
+    Both splits are asked, for nothing is learned from either. Raises ValueError where no object is large enough.
+    """
+    found = in_objects(*(read(backbone, folder, split, size=size) for split in ("train", "val")))
+    if not found:
+        raise ValueError(f"no object in {folder} has {SEEN} patches on it and {SEEN} off it at {size} pixels")
+    return found

@@ -1,9 +1,9 @@
 """Break it and heal it: dense features that decay, and Gram anchoring that brings them back, on two cores.
 
-    gramscope train dense --out runs/dense              8 minutes: maps that are worth something, by a good teacher's
-    gramscope train decay --out runs/decay              9 minutes: the global objective alone
-    gramscope train heal --out runs/heal                3 minutes: a fifth of the steps, anchored to runs/dense
-    gramscope train heal_without --out runs/without     2 minutes: the same steps without
+    gramscope train dense --out runs/dense                  8 minutes: maps that are worth something, a good teacher's
+    gramscope train decay --out runs/decay                  9 minutes: the global objective alone
+    gramscope train heal --out runs/heal                    3 minutes: a fifth of the steps, anchored to runs/dense
+    gramscope train heal_without --out runs/heal_without    2 minutes: the same steps without
 
 From scratch it cannot be had in an hour: a model as small and young still learns what its patches show while it trains,
 and has nothing yet to lose (README). So it is given maps first, and the paper's effect then takes minutes.
@@ -12,7 +12,7 @@ and has nothing yet to lose (README). So it is given maps first, and the paper's
 from dataclasses import replace
 
 from core.config import Config, DistillConfig, GramConfig, InitConfig, KoleoConfig, TeacherConfig
-from core.recipes.nano import nano_pretrain
+from core.recipes.nano import nano_pretrain, seen_larger
 from core.schedules import Schedule, constant
 
 
@@ -57,7 +57,7 @@ def dense() -> Config:
 def decay() -> Config:
     """Stage 1 of the laboratory: DINO and KoLeo alone, iBOT off. k-NN rises, and patches lose what they had.
 
-    With iBOT patches have an objective of their own, and the paper's decay takes its hundreds of thousands of steps.
+    iBOT gives patches an objective of their own. The paper keeps it, and decay takes hundreds of thousands of steps.
     The heads are new: `dense` has none. Continues runs/dense; name another with --init.student RUN.
     """
     base = nano_pretrain()
@@ -89,11 +89,7 @@ def heal() -> Config:
         base,
         name="heal",
         gram=GramConfig(use=True, teacher="runs/dense", weight=constant(2.0)),
-        crops=replace(
-            base.crops,
-            sizes=tuple(replace(each, gram_size=2 * each.global_size) for each in base.crops.sizes),
-            gram_distorted=False,
-        ),
+        crops=seen_larger(base.crops),
     )
 
 

@@ -116,11 +116,7 @@ def anchored(stage1: Config, *, student: str, teacher: str) -> Config:
             refresh_first=steps // 4,
             refresh_max=3,
         ),
-        crops=replace(
-            stage1.crops,
-            sizes=tuple(replace(each, gram_size=2 * each.global_size) for each in stage1.crops.sizes),
-            gram_distorted=False,
-        ),
+        crops=seen_larger(stage1.crops),
         optim=replace(
             stage1.optim,
             lr=constant(0.6 * stage1.optim.lr.peak),
@@ -128,6 +124,12 @@ def anchored(stage1: Config, *, student: str, teacher: str) -> Config:
             freeze_last_layer=0,
         ),
     )
+
+
+def seen_larger(crops: CropsConfig) -> CropsConfig:
+    """The same crops, which a Gram teacher sees undistorted and at twice the size (section 4.3)."""
+    sizes = tuple(replace(each, gram_size=2 * each.global_size) for each in crops.sizes)
+    return replace(crops, sizes=sizes, gram_distorted=False)
 
 
 def nano_highres() -> Config:

@@ -22,6 +22,7 @@ from core.config import SourceConfig
 from core.data import BrokenImage, open_source
 from core.dense.inputs import model_input, picture_geometry
 from core.dense.scorecard import interval
+from core.evals.objects import SEEN, share_below
 from core.evals.segmentation import IGNORED, confusion
 from core.run_folder import replace_text
 from core.text.asking import photo_vector
@@ -41,7 +42,6 @@ from core.text.zero_shot import (
 )
 
 DRAWS = 1000  # of the bootstrap
-SEEN = 4  # patches that a thing has at least
 
 
 def measured(hits: Float[np.ndarray, "N"]) -> dict[str, float]:
@@ -181,7 +181,7 @@ def warmer(cosines: Float[Tensor, "H W"], mask: Bool[Tensor, "y x"]) -> float | 
     on, off = cosines[share > 0.5], cosines[share == 0]
     if min(len(on), len(off)) < SEEN:
         return None
-    return float((on[:, None] > off).double().mean() + 0.5 * (on[:, None] == off).double().mean())
+    return float(share_below(on[None], off[None]).mean())
 
 
 def measure(folder: Path, data: Path) -> dict[str, Any]:
