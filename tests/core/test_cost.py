@@ -77,6 +77,7 @@ def test_frozen_teachers_are_measured():
         training_cost(taught)
 
 
+@pytest.mark.long
 def test_the_table_in_the_documentation_is_true():
     page = (Path(__file__).parents[2] / "docs" / "7b.md").read_text()
     rows = {}

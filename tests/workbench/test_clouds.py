@@ -116,6 +116,7 @@ def test_pca_keeps_as_much_spread_as_an_svd_says_two_axes_can(pair):
 # ---------------------------------------------------------------- UMAP
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_cloud_and_another_seed_another(pair):
     first, again, other = (cloud(pair, seed=seed, n_epochs=EPOCHS).positions for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -141,6 +142,7 @@ def test_of_equal_patches_each_is_its_own_nearest():
     assert (near % 6 == np.arange(30)[:, None] % 6).all()
 
 
+@pytest.mark.long
 def test_the_length_of_a_feature_does_not_matter(pair):
     def stretched(look: Look, seed: int) -> Look:
         random = torch.Generator().manual_seed(seed)
