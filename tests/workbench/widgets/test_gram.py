@@ -289,7 +289,7 @@ def test_a_map_of_65536_patches_is_shown_without_its_matrix(show):
     assert found.shape == (384, 384)
     page.locator("canvas").nth(1).focus()
     page.keyboard.press("ArrowDown")
-    assert page.locator(".gs-read").text_content().startswith("row 0, col")
+    page.locator(".gs-read", has_text="row 0, col").wait_for()  # drawn with the next frame, and a frame takes a while
 
 
 # --- the collapse dial
