@@ -14,11 +14,10 @@ import traitlets
 from core.models import build_backbone
 from core.text import build_dino_text
 from core.text.tokenizer import clip_tokenizer
+from tests.workbench.widgets.frames import FRAME
 from workbench.ask import Asker, ask_about
 from workbench.images import list_samples
 from workbench.widgets import AskView
-
-FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 
 # Gives the page of a saved view somebody to ask, as a kernel is.
 ALIVE = """() => {

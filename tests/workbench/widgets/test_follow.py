@@ -17,12 +17,12 @@ from PIL import Image
 from core.dense.follow import Rules
 from core.dense.geometry import plan
 from core.dense.propagation import track
+from tests.workbench.widgets.frames import FRAME
 from workbench.clips import Clip, read
 from workbench.video import open_video
 from workbench.widgets.follow import FollowView
 
 ROWS, COLS, FRAMES = 8, 12, 6
-FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 
 # Gives the page of a saved view somebody to ask, as a kernel is.
 ALIVE = """() => {

@@ -17,6 +17,7 @@ from core.dense.extract import DenseFeatures
 from core.dense.geometry import plan
 from core.dense.packs import Pack, pack_features
 from core.dense.similarity import normalize
+from tests.workbench.widgets.frames import FRAME
 from workbench.views import pane_values
 from workbench.widgets.gram import GramLens
 
@@ -119,7 +120,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
         page.goto(path.as_uri())
         page.wait_for_function(READY)
-        page.wait_for_timeout(100)
+        page.evaluate(FRAME)
         return page
 
     yield go
@@ -219,7 +220,7 @@ def test_hovering_the_matrix_names_both_patches_and_their_cosine(early, show):
         return (place + 0.5) / 120
 
     page.mouse.move(box["x"] + at(70) * box["width"], box["y"] + at(33) * box["height"])
-    page.wait_for_timeout(80)
+    page.evaluate(FRAME)
     wanted = gram_of(early)[33, 70]
     assert page.locator(".gs-read").text_content() == f"row 3, col 3 and row 7, col 0: cosine {wanted:.3f}"
 
@@ -262,7 +263,7 @@ def test_zoom_keeps_what_is_under_the_pointer_and_shows_exact_rows(show):
     before = page.evaluate("() => gramscope.placeAt(0.25)")
     for _ in range(6):
         page.mouse.wheel(0, -200)
-    page.wait_for_timeout(100)
+    page.evaluate(FRAME)
     assert abs(page.evaluate("() => gramscope.placeAt(0.25)") - before) <= 1
     first, last = page.evaluate("() => gramscope.range")
     assert last - first < 100
@@ -289,7 +290,8 @@ def test_a_map_of_65536_patches_is_shown_without_its_matrix(show):
     assert found.shape == (384, 384)
     page.locator("canvas").nth(1).focus()
     page.keyboard.press("ArrowDown")
-    page.locator(".gs-read", has_text="row 0, col").wait_for()  # drawn with the next frame, and a frame takes a while
+    page.evaluate(FRAME)
+    assert page.locator(".gs-read").text_content().startswith("row 0, col")
 
 
 # --- the collapse dial
@@ -398,11 +400,11 @@ def test_patches_keep_their_places_while_the_dial_turns(early, dial):
 def test_a_simulation_says_that_it_is_one(early, dial):
     page = dial(early)
     page.get_by_label("Towards CLS").fill("0.5")
-    page.wait_for_timeout(100)
+    page.evaluate(FRAME)
     assert "simulation of" in page.locator("figure").nth(1).text_content()
     assert page.locator(".gs-dial tr").first.locator("td").count() == 4  # before and after
     page.get_by_role("button", name="As it is").click()
-    page.wait_for_timeout(100)
+    page.evaluate(FRAME)
     assert "simulation" not in page.locator("figure").nth(1).text_content()
 
 

@@ -33,6 +33,7 @@ from core.dense.geometry import (
 from core.dense.reference import standing
 from core.dense.similarity import top_k
 from core.models.weights import load_backbone
+from tests.workbench.widgets.frames import FRAME
 from workbench.draw import lookup
 from workbench.images import open_image
 from workbench.looks import Look, look_at
@@ -59,7 +60,6 @@ COUNT = """() => {
     const { state } = gramscope.host, { set } = state;
     state.set = (name, value) => (told.push(name), set(name, value));
 }"""
-FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 PIXELS = """(canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let text = "";
@@ -114,7 +114,7 @@ class Opened:
         return self.page.evaluate(code, value)
 
     def settle(self) -> None:
-        self.js(FRAMES)
+        self.js(FRAME)
 
     def pack(self, pane: int = 0) -> Pack:
         return self.packs[self.js("(pane) => gramscope.panes[pane].spec.pack", pane)]

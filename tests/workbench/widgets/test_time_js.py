@@ -12,6 +12,7 @@ from core.dense.cards import ModelCard
 from core.dense.extract import DenseFeatures
 from core.dense.geometry import pixel_to_patch, plan
 from core.dense.packs import pack_features
+from tests.workbench.widgets.frames import FRAME
 from workbench.runs import open_run
 from workbench.views import pane_values
 from workbench.widgets.host import standalone
@@ -59,7 +60,7 @@ def at(page: Any) -> int:
 def shown(page: Any, pane: int = 0) -> dict[str, Any]:
     """What a pane of the map shows: its pack's step, its values, and the cell of the pinned patch."""
     page.wait_for_function(READY)
-    page.wait_for_timeout(60)  # a frame
+    page.evaluate(FRAME)
     found = page.evaluate(
         """number => {
             const pane = gramscope.inner.panes[number], { values } = pane.answer();

@@ -12,6 +12,7 @@ from core.dense.extract import DenseFeatures
 from core.dense.geometry import plan
 from core.dense.packs import Pack, pack_features
 from core.models.weights import load_backbone
+from tests.workbench.widgets.frames import FRAME
 from workbench.images import list_samples, open_image
 from workbench.looks import look_at
 from workbench.widgets.xray import TokenXray, top_channels
@@ -49,7 +50,7 @@ def show(browser: Any, tmp_path):
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.goto(path.as_uri())
         page.wait_for_function("() => window.gramscope?.panes?.length")
-        page.wait_for_timeout(100)
+        page.evaluate(FRAME)
         return page
 
     yield go
@@ -84,7 +85,7 @@ def test_hovering_reads_all_maps_at_once(features, pack, show):
     page = show(TokenXray(pack))
     box = page.locator("canvas").nth(1).bounding_box()
     page.mouse.move(box["x"] + box["width"] * 3.5 / 6, box["y"] + box["height"] * 2.5 / 8)
-    page.wait_for_timeout(80)
+    page.evaluate(FRAME)
     words = page.locator(".gs-read").text_content()
     assert words.startswith("row 2, col 3 · Length ")
     assert f"Length {float(features.patches[2, 3].norm()):.3f}"[:10] in words and "Register 2" in words
@@ -112,7 +113,7 @@ def test_position_can_be_taken_out_of_a_look(show):
     assert f"{100 * view.share:.1f} %" in page.locator(".gs-bar").text_content()
     before = page.evaluate("() => [...gramscope.shown.maps[0].values]")
     page.get_by_label("Without position").check()
-    page.wait_for_timeout(100)
+    page.evaluate(FRAME)
     assert page.evaluate("() => gramscope.host.state.get('stripped')") is True
     after = page.evaluate("() => [...gramscope.shown.maps[0].values]")
     assert before != after
