@@ -42,9 +42,11 @@ def not_of_patches(case: Case) -> Found:
 def local_not_smaller(case: Case) -> Found:
     """Local crops show a small part of the picture, global ones most of it; that the student says the same of both is
     what it learns from."""
+    if not case.config.crops.num_local:
+        return None
     wrong = [size for size in case.config.crops.sizes if size.local_size >= size.global_size]
     low, high = case.config.crops.global_scale[0], case.config.crops.local_scale[1]
-    if wrong and case.config.crops.num_local:
+    if wrong:
         size = wrong[0]
         return f"local crops of {size.local_size} px beside global ones of {size.global_size}", "make them smaller"
     if high > low + 1e-9:

@@ -65,12 +65,12 @@ def heads(case: Case) -> Found:
 def no_heads(case: Case) -> Found:
     """Public weights come without heads. Then both heads start from noise and the losses at ln K, and the first steps
     disturb the backbone; a longer freeze of the last layers and a warm-up help."""
-    if case.init is None or case.init.error or not case.config.init.heads:
+    if case.init is None or case.init.error or not case.config.init.heads or not case.has_prototypes:
         return None
     if False not in (case.init.has_head("dino_head"), case.init.has_head("ibot_head")):
         return None
     return (
-        f"{case.init.path} holds no heads: they start from scratch",
+        f"{case.config.init.student} holds no heads: they start from scratch",
         "nothing, if this is meant; --init.no-heads says so",
     )
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core import doctor
-from core.config import Config, CropSizes, GramConfig, HeadConfig, SourceConfig, TeacherConfig, to_json
+from core.config import Config, CropSizes, GramConfig, HeadConfig, InitConfig, SourceConfig, TeacherConfig, to_json
 from core.doctor import RULES, check, report, worst
 from core.doctor.case import Case, Gpu, Machine, Opened, read_shapes
 from core.recipes import RECIPES, recipe, with_data
@@ -370,6 +370,14 @@ def test_weights_without_heads_are_amber(nano, tmp_path):
     config = change(nano, init={"student": str(path)})
     assert rules(config) == ["init-no-heads"]
     assert rules(change(config, init={"heads": False})) == []
+
+
+def test_weights_by_name_are_called_by_it_where_heads_are_missed_and_only_there():
+    named = replace(recipe("embedded"), init=InitConfig(student="gramscope_vitt16"))
+    assert not {"init-no-heads", "crop-local-not-smaller"} & set(rules(named))  # features alone, no local crops
+    config = change(named, dino={"weight": 1.0})
+    finding = next(each for each in check(config, machine=LAPTOP) if each.rule == "init-no-heads")
+    assert finding.found.startswith("gramscope_vitt16 holds no heads")
 
 
 def test_published_names_are_no_missing_files(nano):
