@@ -80,6 +80,7 @@ const STYLE = `
   .gs-time-body > :last-child { grid-area: curves; align-content: start; }
   @container (min-width: 880px) {
     .gs-time-body:not(.gs-wide) { grid-template: "map head" auto "map curves" 1fr / minmax(0, 1fr) minmax(0, 1fr); }
+    .gs-time-body:not(.gs-wide) > .gs-ribbon { grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 6em; }
   }
   .gs-gap { flex: 1; }
   .gs-ribbon { display: grid; grid-template-columns: minmax(6em, 15em) minmax(100px, 1fr) 8em; gap: 0 12px; align-items: center; }

@@ -11,6 +11,7 @@ import { make, update } from "./page.js";
 const HIGH = 34; // px of a curve
 const EDGE = 8; // px: half a thumb, so that curves stand exactly under the slider
 const UNITS = 1000; // of an SVG across
+const GAP = 6; // px between steps that are written under the slider
 
 export class Ribbon {
   /** actions: go(time, tell), mark(name), play(). */
@@ -35,11 +36,15 @@ export class Ribbon {
     Object.assign(this, { moments, titles });
     update(this.range, { max: `${Math.max(moments.length - 1, 0)}` });
     this.ticks = make("div", { className: "gs-ticks", "aria-hidden": "true" });
-    this.ticks.append(...ticksOf(moments).map(({ at, text }) => {
+    this.written = ticksOf(moments).map(({ at, text, first }) => {
       const tick = make("span", { textContent: text });
       tick.style.left = `calc(${EDGE}px + (100% - ${2 * EDGE}px) * ${this.share(at)})`;
-      return tick;
-    }));
+      return { tick, first };
+    });
+    this.ticks.append(...this.written.map(({ tick }) => tick));
+    this.resizes?.disconnect();
+    this.resizes = new ResizeObserver(() => this.fit());
+    this.resizes.observe(this.ticks);
     this.head.replaceChildren(make("span", {}, [this.button]), make("div", {}, [this.range, this.ticks]), this.place);
     this.rows = curves.map((curve) => this.row(curve));
     const cells = this.rows.flatMap(({ curve, cells }, at) => {
@@ -47,6 +52,17 @@ export class Ribbon {
       return first ? [make("span", { className: "gs-group", textContent: curve.group }), ...cells] : cells;
     });
     this.root.replaceChildren(...cells);
+  }
+
+  /** Hides what would stand on others: the last step comes before where runs begin, and that before steps between. */
+  fit() {
+    const boxes = this.written.map(({ tick, first }) => ({ tick, first, box: tick.getBoundingClientRect() }));
+    const kept = [];
+    for (const { tick, box } of boxes.sort((a, b) => b.first - a.first || a.box.left - b.box.left)) {
+      const fits = kept.every(({ left, right }) => box.left > right + GAP || box.right < left - GAP);
+      if (fits) kept.push(box);
+      tick.style.visibility = fits ? "" : "hidden";
+    }
   }
 
   share(at) {
@@ -95,13 +111,18 @@ export class Ribbon {
   }
 }
 
-/** Steps to write under the slider, a handful: the first, the last, and some between; a stage's first with its run. */
+/**
+ * Steps to write under the slider, a handful: the first, the last, and some between; of several runs their names where
+ * they begin. What is `first` stays where there is little room.
+ */
 function ticksOf(moments) {
   const every = Math.max(Math.ceil((moments.length - 1) / 6), 1), ticks = [];
+  const several = moments.some(({ run }) => run !== moments[0].run);
   moments.forEach(({ run, step }, at) => {
-    const begins = at > 0 && run !== moments[at - 1].run;
+    const begins = several && run !== moments[at - 1]?.run;
     const last = at === moments.length - 1, near = moments.length - 1 - at < every / 2;
-    if (begins || last || (at % every === 0 && !near)) ticks.push({ at, text: begins ? `${run}: ${step}` : `${step}` });
+    if (!begins && !last && (at % every || near)) return;
+    ticks.push({ at, text: begins ? run : `${step}`, first: last ? 2 : Number(begins) });
   });
   return ticks;
 }

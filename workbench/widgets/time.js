@@ -69,6 +69,7 @@ class TimeView {
     clearTimeout(this.settling);
     this.gone = true;
     this.unlisten.forEach((off) => off());
+    this.ribbon.resizes?.disconnect();
     this.inner.destroy();
     this.root.remove();
   }

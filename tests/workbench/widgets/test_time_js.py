@@ -1,5 +1,6 @@
 """The checkpoint slider in a real browser, opened from disk."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from core.dense.extract import DenseFeatures
 from core.dense.geometry import pixel_to_patch, plan
 from core.dense.packs import pack_features
 from tests.workbench.widgets.frames import FRAME
-from workbench.runs import open_run
+from workbench.runs import RunSeries, open_run, shipped_run
 from workbench.views import pane_values
 from workbench.widgets.host import standalone
 from workbench.widgets.time import TimeSlider
@@ -147,6 +148,23 @@ def test_the_slider_stands_over_the_cursor_of_the_curves(run, show):
             }"""
         )
         assert middles[0] == pytest.approx(middles[1], abs=1.5)
+
+
+WRITTEN = """() => [...document.querySelectorAll('.gs-ticks span')].filter((tick) => tick.style.visibility !== 'hidden')
+    .map((tick) => [tick.textContent, tick.getBoundingClientRect().left, tick.getBoundingClientRect().right])"""
+
+
+@pytest.mark.parametrize(("width", "run"), [(1800, "decay"), (1000, "heal"), (390, "dense")])
+def test_steps_under_the_slider_never_stand_on_one_another(width, run, show):
+    """Runs' first steps and the last step go before others; which find room is a matter of width."""
+    story = RunSeries.of([shipped_run(name) for name in ("dense", "decay", "heal")])
+    page = show(TimeSlider(story), viewport={"width": 900, "height": 900})
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function(f"run => ({WRITTEN})().some(([text]) => text === run)", arg=run)
+    page.evaluate(FRAME)
+    found = page.evaluate(WRITTEN)
+    assert (found[0][0], found[-1][0]) == ("dense", "100")
+    assert all(left >= right for (_, _, right), (_, left, _) in itertools.pairwise(found))
 
 
 def test_best_and_worst_of_the_marked_curve(run, show):
