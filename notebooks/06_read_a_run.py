@@ -22,13 +22,14 @@ from workbench.plots import moment_curves, run_curves
 from workbench.runs import RunSeries, shipped_run
 from workbench.scorecards import alarm_words, curves_of, scorecard_html
 
-run = shipped_run("nano_pretrain")  # or open_run("runs/yours")
-series = RunSeries.of([run])
+run = shipped_run("decay")  # or open_run("runs/yours")
+series = RunSeries.of([shipped_run("dense"), run])  # what it began from, and its checkpoints
 run
 
 # %% [markdown]
 # ## What training tells
-# Terms of the loss, unweighted. The iBOT term has its own scale; none of them turns where dense quality does.
+# Terms of the loss, unweighted; iBOT is told though this run does not learn it. All fall or stay: none of them turns
+# where dense quality does.
 
 # %%
 run_curves([run])
@@ -64,7 +65,8 @@ alarms
 # %%
 curves = {curve["name"]: curve for curve in curves_of(series)}
 moment_curves(
-    [f"{moment.step}" for moment in series.moments], [curves[name] for name in ("miou", "local_distant", "dse")]
+    [f"{moment.run.name} {moment.step}" for moment in series.moments],
+    [curves[name] for name in ("miou", "local_distant", "dse")],
 )
 
 # %% [markdown]

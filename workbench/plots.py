@@ -184,6 +184,46 @@ def moment_curves(titles: Sequence[str], curves: Sequence[Mapping[str, Any]]) ->
     return figure.update_layout(margin={"t": 28}).update_annotations(font_size=12, x=0, xanchor="left")
 
 
+def seed_curves(rows: Sequence[Mapping[str, Any]], measures: Mapping[str, str]) -> go.Figure:
+    """What several seeds of runs that continue each other say: a plot a measure, a colour a run, a thin line a seed and
+    a thick one their mean.
+
+    rows: {"run", "seed", "at": steps over all runs, and a number a measure}; measures: their names and titles. A line
+    begins where the run before it ended, so that branches leave one point. Raises ValueError for no rows.
+    """
+    if not rows:
+        raise ValueError("a figure needs rows; there are none")
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    colors = dict(zip(runs, cycle(COLORS)))
+    titles = [f"<b>{title}</b>" for title in measures.values()]
+    figure = make_subplots(
+        len(measures), 1, shared_xaxes=True, vertical_spacing=0.2 / len(measures), subplot_titles=titles
+    )
+    for number, name in enumerate(measures, start=1):
+        for run in runs:
+            lines = [_line(rows, run, seed, name) for seed in dict.fromkeys(row["seed"] for row in rows)]
+            at = lines[0][0]
+            style = {"mode": "lines", "row": number, "col": 1, "name": run, "legendgroup": run}
+            for _, values in lines:
+                line = {"color": colors[run], "width": 1}
+                figure.add_scatter(x=at, y=values, line=line, opacity=0.5, showlegend=False, hoverinfo="skip", **style)
+            mean = np.mean([values for _, values in lines], axis=0)
+            figure.add_scatter(x=at, y=mean, line={"color": colors[run], "width": 3}, showlegend=number == 1, **style)
+    figure = _styled(figure, "", "").update_layout(height=80 + 150 * len(measures), margin={"t": 56})
+    figure.update_layout(legend={"y": 1 + 26 / (150 * len(measures))})
+    figure.update_xaxes(**GRID).update_yaxes(**GRID)
+    figure.update_xaxes(title="step, over all runs", row=len(measures), col=1)
+    return figure.update_annotations(font_size=12, x=0, xanchor="left")
+
+
+def _line(rows: Sequence[Mapping[str, Any]], run: str, seed: Any, name: str) -> tuple[list[int], list[float]]:
+    """Where a run of a seed was measured and what came out, from the end of the run before it."""
+    own = sorted((row["at"], row[name]) for row in rows if (row["run"], row["seed"]) == (run, seed))
+    before = [(row["at"], row[name]) for row in rows if row["seed"] == seed and row["at"] < own[0][0]]
+    points = [max(before), *own] if before else own
+    return [at for at, _ in points], [value for _, value in points]
+
+
 def gram_sheet(series: RunSeries, image: int = 0, *, side: int = 64, columns: int = 5) -> go.Figure:
     """The matrices of cosines of one image over the checkpoints of a series, as means over blocks, in one colour scale.
 

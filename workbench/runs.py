@@ -35,6 +35,7 @@ from core.run_folder import check_run, read_metrics
 
 KEPT = 64  # opened packs; they are mapped, not read
 SHIPPED = Path(__file__).with_name("series")  # small runs that come with the project, one after the other
+STORY = ("dense", "decay", "heal")  # of them, in the order in which they go on from each other
 
 
 class Run:
@@ -119,7 +120,8 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def shipped_run(name: str) -> Run:
-    """A small run that comes with the project: `nano_pretrain`, `heal` or `heal_without` (workbench/series/README.md).
+    """A small run that comes with the project: `dense`, `decay`, `heal`, `heal_without` or `nano_pretrain`
+    (workbench/series/README.md).
 
     Raises ValueError for another name.
     """
@@ -127,6 +129,14 @@ def shipped_run(name: str) -> Run:
     if name not in known:
         raise ValueError(f"no run called {name!r} comes with the project; there are: {', '.join(known)}")
     return open_run(SHIPPED / name)
+
+
+def shipped_seeds() -> list[dict[str, Any]]:
+    """What three seeds of `dense`, `decay`, `heal` and `heal_without` came to, a row a checkpoint: {"run", "seed",
+    "step", "at": steps over all runs, "miou", "objects", "knn", "cls_patch_cosine", "local_distant"}; measured on
+    photographs that were held out (workbench/series/README.md)."""
+    rows: list[dict[str, Any]] = json.loads((SHIPPED / "seeds.json").read_text(encoding="utf-8"))
+    return rows
 
 
 @dataclass(frozen=True)

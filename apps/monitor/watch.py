@@ -7,7 +7,7 @@ from typing import Any
 
 from core.run_folder import runs_in
 from workbench.packs import Pack
-from workbench.runs import Run, RunSeries, open_run
+from workbench.runs import SHIPPED, STORY, Run, RunSeries, open_run
 from workbench.scorecards import curves_of
 
 Signature = tuple[tuple[str, int], ...]  # (run, step) of every moment
@@ -41,8 +41,20 @@ class Watch:
 
     @property
     def latest(self) -> list[str]:
-        """The run with probes that changed last, or nothing."""
-        return [name for name in self.names if self.signature([name])][-1:]
+        """The run with probes that changed last, after those here that it goes on from; nothing where none has probes.
+
+        A run that was left before its end, or that shows other images, is no part of the story.
+        """
+        if self.folder == SHIPPED:  # whose files are as old as their clone
+            return list(STORY)
+        story = [name for name in self.names if self.signature([name])][-1:]
+        while story and (before := self._before(story[0])) and before not in story:
+            try:
+                RunSeries.of(self.runs([before, *story]))
+            except ValueError:
+                break
+            story.insert(0, before)
+        return story
 
     def runs(self, names: list[str]) -> list[Run]:
         """These runs, in the order in which they are given. Raises ValueError for one that is not there."""
@@ -80,6 +92,14 @@ class Watch:
             told = f", total loss {total:.4g}" if isinstance(total, float) and math.isfinite(total) else ""
             lines.append(f"{run.name}: step {run.step} of {run.config.steps}{told}, {len(run.probe_steps)} checkpoints")
         return "\n".join(lines)
+
+    def _before(self, name: str) -> str | None:
+        """The run with probes whose last weights this one began with, if it is here."""
+        (run,) = self.runs([name])
+        before, _, step = Path(run.config.init.student).name.partition("@")
+        if before not in self.names or not (steps := self.runs([before])[0].probe_steps):
+            return None
+        return before if not step or int(step) >= steps[-1] else None
 
     def _paths(self) -> list[Path]:
         return [self.folder] if (self.folder / "config.json").is_file() else runs_in(self.folder)

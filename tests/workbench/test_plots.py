@@ -9,7 +9,7 @@ import torch
 
 from core.dense.reference import NullCurves, null_curves, standing
 from core.dense.similarity import cosine_map
-from workbench.plots import cosine_by_distance, cosine_histogram, knn_curve, knn_stages
+from workbench.plots import cosine_by_distance, cosine_histogram, knn_curve, knn_stages, seed_curves
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +133,21 @@ def test_stages_follow_each_other_a_colour_a_data_set(tmp_path):
     assert figure.layout.yaxis.range[1] == pytest.approx(0.63)
     with pytest.raises(FileNotFoundError, match=r"run\.evaluate_every"):
         knn_stages([tmp_path])
+
+
+def test_seeds_are_thin_their_mean_is_thick_and_branches_leave_one_point():
+    rows = [
+        {"run": run, "seed": seed, "at": at, "knn": value + seed}
+        for run, at, value in [("before", 0, 1.0), ("before", 10, 2.0), ("with", 15, 4.0), ("without", 15, 1.0)]
+        for seed in (0, 1)
+    ]
+    figure = seed_curves(rows, {"knn": "k-NN accuracy"})
+    thick = {trace.name: trace for trace in figure.data if trace.line.width > 2}
+    assert (list(thick["before"].x), list(thick["before"].y)) == ([0, 10], [1.5, 2.5])
+    assert (list(thick["with"].x), list(thick["with"].y)) == ([10, 15], [2.5, 4.5])
+    assert (list(thick["without"].x), list(thick["without"].y)) == ([10, 15], [2.5, 1.5])
+    thin = [list(trace.y) for trace in figure.data if trace.line.width < 2 and trace.name == "with"]
+    assert thin == [[2.0, 4.0], [3.0, 5.0]]
+    assert len({trace.line.color for trace in thick.values()}) == 3
+    with pytest.raises(ValueError, match="needs rows"):
+        seed_curves([], {"knn": "k-NN accuracy"})

@@ -10,8 +10,9 @@ from core.dense.degradation import PANEL, dense_structure, gram_distance, local_
 from core.dense.packs import open_pack
 from core.models import build_backbone
 from core.probes import open_probes, write_probes
+from core.recipes import recipe
 from workbench.images import list_samples, open_image
-from workbench.runs import SHIPPED, Moment, Run, RunSeries, open_run, shipped_run
+from workbench.runs import SHIPPED, Moment, Run, RunSeries, open_run, shipped_run, shipped_seeds
 
 STEPS = (0, 10, 20)
 
@@ -139,22 +140,56 @@ def test_a_moment_says_where_it_is(run):
 
 
 def test_the_small_runs_that_come_with_the_project_are_one_story():
-    pretrain, heal, without = map(shipped_run, ("nano_pretrain", "heal", "heal_without"))
+    dense, decay, heal, without = map(shipped_run, ("dense", "decay", "heal", "heal_without"))
     for branch in (heal, without):
-        series = RunSeries.of([pretrain, branch])
-        assert len(series) == 13 and len(series.images) == 4
+        series = RunSeries.of([dense, decay, branch])
+        assert len(series) == 10 and len(series.images) == 4
         assert np.isfinite(series.table("cls_patch_cosine")).all()
-        proxies = [series.proxy(), series.proxy("knn", "top1_k10")]
-        assert np.isfinite(np.array(proxies)[:, : len(pretrain.probe_steps)]).all()
+        assert np.isfinite(
+            np.array([series.proxy(), series.proxy("objects", "auc"), series.proxy("knn", "top1_k10")])
+        ).all()
     assert heal.config.gram.use and not without.config.gram.use
     assert (heal.config.init, heal.config.steps) == (without.config.init, without.config.steps)
-    with pytest.raises(ValueError, match="there are: heal, heal_without, nano_pretrain"):
+    assert heal.config.steps <= decay.config.steps / 5
+    scratch = RunSeries.of([shipped_run("nano_pretrain")])
+    assert len(scratch) == 10 and scratch.images == series.images
+    with pytest.raises(ValueError, match="there are: decay, dense, heal, heal_without, nano_pretrain"):
         shipped_run("vit7b")
+
+
+def test_they_are_what_the_recipes_of_the_laboratory_make():
+    for name in ("dense", "decay", "heal", "heal_without"):
+        run, made = shipped_run(name).config, recipe(name)
+        for part in ("steps", "model", "dino", "ibot", "koleo", "optim", "crops"):
+            assert getattr(run, part) == getattr(made, part), (name, part)
+        assert run.gram.weight == made.gram.weight and run.distill.features == made.distill.features
+
+
+def test_measures_without_labels_agree_with_labels_in_them():
+    """Decay and heal, seed 0: at least three of the panel follow in-context mIoU (Kendall's tau of 0.6 or more)."""
+    series = RunSeries.of([shipped_run(name) for name in ("dense", "decay", "heal")])
+    falls = {"falls": 1, "rises": -1}
+    agreeing = [line.name for line in series.scorecard() if line.tau * falls[PANEL[line.name].decay] >= 0.6]
+    assert {"cls_patch_cosine", "gram_distance", "spatial_contrast"} <= set(agreeing)
+
+
+def test_every_seed_decays_heals_with_the_anchor_and_does_not_without():
+    rows = {(row["run"], row["step"], row["seed"]): row for row in shipped_seeds()}
+    seeds = {seed for *_, seed in rows}
+    assert len(seeds) == 3
+
+    def of(run: str, step: int, name: str) -> list[float]:
+        return [rows[run, step, seed][name] for seed in sorted(seeds)]
+
+    given, lost = of("dense", 200, "miou"), of("decay", 500, "miou")
+    healed, without = of("heal", 100, "miou"), of("heal_without", 100, "miou")
+    assert max(lost) < min(healed) and max(without) < min(healed) < max(given)  # more than seeds differ
+    assert all(np.array(of("decay", 500, "cls_patch_cosine")) > of("dense", 200, "cls_patch_cosine"))
 
 
 def test_they_are_small_and_name_no_machine_and_show_our_photographs():
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 5e6
+    assert sum(path.stat().st_size for path in files) < 8e6
     assert {path.suffix for path in files} == {".md", ".json", ".jsonl", ".dfp"}
     ours = {open_image(sample.path).name: open_image(sample.path).digest for sample in list_samples()}
     for path in files:

@@ -24,7 +24,7 @@ const OUTLIER = 5 * 1.4826; // median absolute deviations above the median
 const PANE = `<figcaption><span></span></figcaption><div class="gs-stage"><canvas></canvas></div>
   <div class="gs-legend"><div class="gs-gradient"></div><div class="gs-numbers"><span></span><span></span><span></span></div></div>`;
 const BAR = `
-  <label><input type="checkbox"> Without position</label> <span></span>
+  <label><input type="checkbox"> Without position <span></span></label>
   <label>Colours <select>${COLORMAPS.map((name) => `<option>${name}</option>`).join("")}</select></label>`;
 
 export function mount(el, host) {

@@ -6,12 +6,12 @@ VIEW = "[...document.querySelectorAll('#training-view, #training-view *')].find(
 pytestmark = pytest.mark.long
 
 
-def test_both_stories_are_told_and_a_pinned_patch_stays_where_it_is(browser, app):
+def test_all_stories_are_told_and_a_pinned_patch_stays_where_it_is(browser, app):
     context = browser.new_context(viewport={"width": 1280, "height": 1300})
     page = context.new_page()
     page.goto(app)
     page.get_by_role("tab", name="Training", exact=True).click()
-    told = f"run => {{ const v = {VIEW}; return v?.get('moments').length === 13 && v.get('moments')[12].run === run }}"
+    told = f"run => {{ const v = {VIEW}; return v?.get('moments').at(-1).run === run }}"
     page.wait_for_function(told, arg="heal", timeout=120_000)
     ready = f"() => {VIEW}?.inner?.panes[0]?.pack?.complete"
     page.wait_for_function(ready, timeout=60_000)
@@ -27,6 +27,8 @@ def test_both_stories_are_told_and_a_pinned_patch_stays_where_it_is(browser, app
     assert page.evaluate(f"() => {VIEW}.get('queries')") == pinned
     assert page.locator("#training-view .gs-read").first.inner_text().split("·")[0] == readout.split("·")[0]
 
-    page.get_by_label("then the same steps without an anchor").check()
+    page.get_by_label("decays, then goes on without an anchor").check()
     page.wait_for_function(told, arg="heal_without", timeout=60_000)
+    page.get_by_label("trains from scratch").check()
+    page.wait_for_function(told, arg="nano_pretrain", timeout=60_000)
     context.close()

@@ -1,10 +1,12 @@
 """What the monitor knows of a folder of runs."""
 
+import json
 import shutil
 
 import pytest
 
 from apps.monitor.watch import Watch
+from workbench.runs import SHIPPED
 
 
 @pytest.fixture
@@ -22,6 +24,31 @@ def test_runs_are_listed_the_newest_last_and_what_is_damaged_is_not(runs, make_r
     assert watch.names == ["first", "second"]
     shutil.rmtree(runs / "second" / "probes")
     assert watch.latest == ["first"]  # a run without probes has nothing to show
+
+
+@pytest.mark.parametrize(
+    ("student", "probes", "story"),
+    [
+        ("runs/first", 3, ["first", "second"]),
+        ("first@10", 3, ["first", "second"]),
+        ("first@5", 3, ["second"]),  # what came after that is not its past
+        ("elsewhere", 3, ["second"]),
+        ("second", 3, ["second"]),
+        ("first", 2, ["second"]),  # other images
+    ],
+)
+def test_the_latest_run_comes_after_those_that_it_goes_on_from(student, probes, story, make_run, tmp_path):
+    make_run(tmp_path / "first", steps=(0, 10))
+    second = make_run(tmp_path / "second", steps=(10,), probes=probes)
+    config = json.loads((second / "config.json").read_text())
+    config["init"]["student"] = student
+    (second / "config.json").write_text(json.dumps(config))
+    assert Watch(tmp_path).latest == story
+
+
+def test_of_the_runs_that_come_along_a_whole_story_is_shown():
+    assert Watch(SHIPPED).latest == ["dense", "decay", "heal"]
+    assert len(Watch(SHIPPED).show(["dense", "decay", "heal"]).series) == 10
 
 
 def test_a_run_alone_is_watched_as_well(runs):
