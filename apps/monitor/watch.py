@@ -99,7 +99,7 @@ class Watch:
         before, _, step = Path(run.config.init.student).name.partition("@")
         if before not in self.names or not (steps := self.runs([before])[0].probe_steps):
             return None
-        return before if not step or int(step) >= steps[-1] else None
+        return before if not step or (step.isdecimal() and int(step) >= steps[-1]) else None
 
     def _paths(self) -> list[Path]:
         return [self.folder] if (self.folder / "config.json").is_file() else runs_in(self.folder)
