@@ -1,4 +1,5 @@
-"""Numbers on the frozen teacher while it trains: k-NN on the labelled validation split of the training data."""
+"""Numbers on the frozen teacher while it trains, on the labelled validation split of the training data: k-NN, and how
+many directions the CLS tokens use."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -6,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from core.config import Config
 from core.data import BrokenImage, Source, open_source
+from core.dense.degradation import lidar, rank_me
 from core.distributed import gather_with_grad, rank, size
 from core.evals.knn import knn_accuracy
 
@@ -106,6 +109,40 @@ def evaluate(backbone: nn.Module, benchmark: Benchmark) -> dict[str, float]:
         values = [value for key, value in result.items() if key.rpartition("/")[2] == name]
         result[name] = sum(values) / len(values)
     return result
+
+
+def spectrum(backbone: nn.Module, benchmark: Benchmark, *, limit: int = 256) -> dict[str, float]:
+    """`rank_me` and `lidar` of the CLS tokens of four views of validation pictures, by part and their means over parts.
+
+    At most `limit` pictures a part, spread evenly, which bounds LiDAR to one less. Global, not dense: both may rise
+    while maps decay (core/dense/degradation.py has the formulas). Parts of fewer than two pictures are left out.
+    """
+    found: dict[str, list[float]] = {"rank_me": [], "lidar": []}
+    result: dict[str, float] = {}
+    for part, (_, val) in benchmark.parts.items():
+        count = len(val.images)
+        if count < 2:
+            continue
+        chosen = val.images[torch.linspace(0, count - 1, min(limit, count)).long()]
+        shown = corner_views(chosen)
+        features = cls_features(backbone, shown.flatten(0, 1), benchmark.mean, benchmark.std)
+        for name, value in (("rank_me", rank_me(features)), ("lidar", lidar(features.unflatten(0, shown.shape[:2])))):
+            found[name].append(value)
+            result[f"{part}/{name}"] = value
+    return result | {name: sum(values) / len(values) for name, values in found.items() if values}
+
+
+def corner_views(images: UInt8[Tensor, "N 3 s s"]) -> UInt8[Tensor, "N 4 3 s s"]:
+    """The four corners of each picture at 3/4 of its side, enlarged to it; those on the right are mirrored."""
+    side = images.shape[-1]
+    cut = max(3 * side // 4, 1)
+    found = []
+    for top in (0, side - cut):
+        for left in (0, side - cut):
+            part = images[:, :, top : top + cut, left : left + cut].float()
+            view = F.interpolate(part, size=(side, side), mode="bilinear", align_corners=False).round().to(torch.uint8)
+            found.append(view.flip(-1) if left else view)
+    return torch.stack(found, dim=1)
 
 
 def _majority(train: Int[Tensor, "N"], val: Int[Tensor, "Q"]) -> float:

@@ -27,7 +27,7 @@ from core.distributed import World
 from core.evals.incontext import in_context
 from core.evals.objects import in_objects
 from core.evals.segmentation import labelled_folder, read
-from core.evaluate import Benchmark, evaluate, load_benchmark
+from core.evaluate import Benchmark, evaluate, load_benchmark, spectrum
 from core.memory import keep_freed_memory
 from core.metrics import Metrics
 from core.models.weights import load_backbone
@@ -179,7 +179,7 @@ class Run:
             self.metrics.evaluation(self.finished, "objects", found)
 
     def evaluate(self) -> None:
-        """k-NN of the teacher, where a source has labels."""
+        """k-NN of the teacher and the spectrum of its CLS tokens, where a source has labels."""
         if self.benchmark is None:
             self.benchmark = load_benchmark(self.config, side=self.config.crops.sizes[0].global_size)
             if not self.benchmark.parts:
@@ -187,6 +187,8 @@ class Run:
         if self.benchmark.parts:
             values = evaluate(self.model.teacher["backbone"], self.benchmark)
             self.metrics.evaluation(self.finished, "knn", values)
+            if found := spectrum(self.model.teacher["backbone"], self.benchmark):
+                self.metrics.evaluation(self.finished, "spectrum", found)
 
     def report_broken(self, batch: Batch) -> None:
         """Names images that could not be read, in the log and in broken.txt; others took their places."""

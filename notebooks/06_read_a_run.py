@@ -46,7 +46,8 @@ knn, masks = run.evaluation("knn")["top1_k10"], run.evaluation("incontext")["mio
 # ## What can be told without labels
 # Each metric with what it does in decay, its mean over the probe images and the interval of that mean (bootstrap over
 # images), and how well it agreed with the labelled proxy in this run (Kendall's tau over checkpoints: 1 the same order,
-# -1 the opposite one). A metric that agreed here need not agree in yours; four probes make wide intervals.
+# -1 the opposite one). A metric that agreed here need not agree in yours; four probes make wide intervals. RankMe and
+# LiDAR look at CLS alone: they rise while the maps decay.
 
 # %%
 HTML(scorecard_html(series))

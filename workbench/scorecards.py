@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from core.dense.degradation import PANEL
-from core.dense.scorecard import Alarm, Line
+from core.dense.scorecard import Alarm, Line, kendall
 from workbench.runs import RunSeries
 
 LABELLED, UNLABELLED = "Dense quality, with labels", "Dense quality, without labels"
@@ -16,14 +16,28 @@ COLUMNS = ("Metric", "In decay it", "Now", "95 %", "tau with labels", "Alarm")
 
 def rows_of(series: RunSeries) -> list[tuple[str, ...]]:
     """A row a metric, in the order of COLUMNS: its mean over images at the last checkpoint and the interval of that,
-    Kendall's tau with the labelled proxy over this series, and its alarm in words."""
+    Kendall's tau with the labelled proxy over this series, and its alarm in words. At the end stands what is global and
+    not dense; its tau says which way it went."""
     rows: list[tuple[str, ...]] = []
     for line in series.scorecard():
         metric, now = PANEL[line.name], line.intervals[-1]
         alarm = "" if line.alarm is None or metric.reference else alarm_words(line.alarm, series)
         interval = "" if math.isnan(now.low) else f"{now.low:.3f} to {now.high:.3f}"
         rows.append((metric.title, metric.decay, _number(now.mean), interval, _number(line.tau), alarm))
+    for title, values in _global(series).values():
+        rows.append((title, "global, not dense", _number(values[-1]), "", _number(kendall(values, series.proxy())), ""))
     return rows
+
+
+def _global(series: RunSeries) -> dict[str, tuple[str, list[float]]]:
+    """Titles and numbers of what was measured of whole pictures."""
+    asked = {
+        "knn": ("k-NN accuracy", "knn", "top1_k10"),
+        "rank_me": ("RankMe", "spectrum", "rank_me"),
+        "lidar": ("LiDAR", "spectrum", "lidar"),
+    }
+    found = {name: (title, series.proxy(*where)) for name, (title, *where) in asked.items()}
+    return {name: line for name, line in found.items() if not all(map(math.isnan, line[1]))}
 
 
 def scorecard_html(series: RunSeries) -> str:
@@ -45,7 +59,10 @@ def curves_of(series: RunSeries) -> list[dict[str, Any]]:
         {"name": "objects", "title": "Object AUC", "decay": "falls", "group": LABELLED, "values": inside},
         *(_curve(line, series) for line in series.scorecard()),
         {"name": "dse", "title": "DSE", "decay": "falls", "group": UNLABELLED, "values": series.together("dse")},
-        {"name": "knn", "title": "k-NN accuracy", "group": GLOBAL, "values": series.proxy("knn", "top1_k10")},
+        *(
+            {"name": name, "title": title, "group": GLOBAL, "values": values}
+            for name, (title, values) in _global(series).items()
+        ),
     ]
     curves = [curve | {"values": _numbers(curve["values"])} for curve in curves]
     return [curve for curve in curves if any(value is not None for value in curve["values"])]

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from core.config import Config, DataConfig, SourceConfig
-from core.evaluate import cls_features, evaluate, load_benchmark
+from core.dense.degradation import lidar, rank_me
+from core.evaluate import Labelled, cls_features, corner_views, evaluate, load_benchmark, spectrum
 from core.models import build_backbone
 
 
@@ -51,6 +52,43 @@ def test_features_are_those_of_normalised_pictures(folder):
     pictures = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.no_grad():
         torch.testing.assert_close(features, backbone(pictures))
+
+
+def test_views_are_corners_enlarged_and_the_right_ones_mirrored():
+    images = torch.arange(2 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(2, 3, 16, 16)
+    views = corner_views(images)
+    assert views.shape == (2, 4, 3, 16, 16) and views.dtype == torch.uint8
+    for number, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        for index, view in enumerate(views[:, number]):
+            part = images[index, :, top : top + 12, left : left + 12].permute(1, 2, 0).numpy()
+            wanted = np.asarray(Image.fromarray(part).resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
+            found = view.permute(1, 2, 0).numpy().astype(int)
+            assert np.abs((found[:, ::-1] if left else found) - wanted).max() <= 1
+
+
+def test_the_spectrum_is_that_of_four_views_of_each_validation_picture(folder):
+    torch.manual_seed(0)
+    benchmark = load_benchmark(config(folder), side=16)
+    ((_, val),) = benchmark.parts.values()
+    backbone = build_backbone("vit_nano", patch_size=8, depth=1, layer_scale=None).eval()
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (benchmark.mean, benchmark.std))
+    with torch.no_grad():
+        plain = torch.stack([backbone((views / 255 - shift) / scale) for views in corner_views(val.images)])
+    assert plain.shape[:2] == (8, 4)
+    numbers = spectrum(backbone, benchmark)
+    assert numbers["rank_me"] == pytest.approx(rank_me(plain.flatten(0, 1)), rel=1e-4)
+    assert numbers["lidar"] == pytest.approx(lidar(plain), rel=1e-3)
+    assert numbers[f"{folder.name}/lidar"] == numbers["lidar"]
+    some = spectrum(backbone, benchmark, limit=3)
+    assert some["lidar"] == pytest.approx(lidar(plain[[0, 3, 7]]), rel=1e-3)
+
+
+def test_of_a_single_picture_there_is_no_spectrum(folder):
+    benchmark = load_benchmark(config(folder), side=16)
+    ((train, val),) = benchmark.parts.values()
+    backbone = build_backbone("vit_nano", patch_size=8, depth=1).eval()
+    single = Labelled(val.images[:1], val.labels[:1])
+    assert spectrum(backbone, replace(benchmark, parts={"single": (train, single)})) == {}
 
 
 def test_at_most_so_many_pictures_are_read(folder):

@@ -13,6 +13,7 @@ from core.probes import open_probes, write_probes
 from core.recipes import recipe
 from workbench.images import list_samples, open_image
 from workbench.runs import SHIPPED, Moment, Run, RunSeries, open_run, shipped_run, shipped_seeds
+from workbench.scorecards import curves_of, rows_of
 
 STEPS = (0, 10, 20)
 
@@ -171,6 +172,16 @@ def test_measures_without_labels_agree_with_labels_in_them():
     falls = {"falls": 1, "rises": -1}
     agreeing = [line.name for line in series.scorecard() if line.tau * falls[PANEL[line.name].decay] >= 0.6]
     assert {"cls_patch_cosine", "gram_distance", "spatial_contrast"} <= set(agreeing)
+
+
+def test_what_is_global_is_told_apart_and_may_rise_while_maps_decay():
+    series = RunSeries.of([shipped_run("dense"), shipped_run("decay")])
+    *dense, knn, rank, spread = rows_of(series)
+    assert [row[0] for row in (knn, rank, spread)] == ["k-NN accuracy", "RankMe", "LiDAR"]
+    assert {row[1] for row in (knn, rank, spread)} == {"global, not dense"} and len(dense) == len(PANEL)
+    assert rank[2] == f"{series.proxy('spectrum', 'rank_me')[-1]:.3f}" and float(rank[4]) < -0.6
+    groups = {curve["name"]: curve["group"] for curve in curves_of(series)}
+    assert {groups[name] for name in ("knn", "rank_me", "lidar")} == {"Global, not dense"}
 
 
 def test_every_seed_decays_heals_with_the_anchor_and_does_not_without():
