@@ -23,6 +23,19 @@ from workbench.images import list_samples
 PATCH = 14  # of the weights that come with the project
 SAMPLES = list_samples()[0].path.parent
 ERRORS = "[data-testid=toast-body]"
+# Where a picture stands once it has stood there for ten frames: what comes after it on the page may still move it.
+AT_REST = """async (selector) => {
+    const place = ({ left, top, width, height }) => [left, top, width, height];
+    for (let at = 0, last = null, frames = 0; at < 3000; at++) {
+        const picture = document.querySelector(selector), there = picture.complete && picture.naturalWidth;
+        const now = there && place(picture.getBoundingClientRect());
+        frames = now && last && picture === last.picture && `${now}` === `${last.now}` ? frames + 1 : 0;
+        if (frames === 10) return now;
+        last = { picture, now };
+        await new Promise(requestAnimationFrame);
+    }
+    throw new Error(`${selector} does not come to rest`);
+}"""
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -84,15 +97,9 @@ def says(page: Any, cell: tuple[int, int]) -> None:
 
 
 def click_pixel(page: Any, size: tuple[int, int], x: float, y: float, selector: str = "#similarity-map img") -> None:
-    """A pointer click where this pixel of the photograph is shown, once the photograph is there."""
-    image = page.locator(selector)
-    image.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "s => {const e = document.querySelector(s); return e.complete && e.naturalWidth}", arg=selector
-    )
-    left, top, width, height = image.evaluate(
-        "e => {const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]}"
-    )
+    """A pointer click where this pixel of the photograph is shown, once the photograph is there and rests."""
+    page.locator(selector).scroll_into_view_if_needed()
+    left, top, width, height = page.evaluate(AT_REST, selector)
     at_x, at_y = pixel_to_displayed(x, y, box_width=width, box_height=height, width=size[0], height=size[1])
     page.mouse.click(left + at_x, top + at_y)
 

@@ -11,7 +11,7 @@ def test_all_stories_are_told_and_a_pinned_patch_stays_where_it_is(browser, app)
     page = context.new_page()
     page.goto(app)
     page.get_by_role("tab", name="Training", exact=True).click()
-    told = f"run => {{ const v = {VIEW}; return v?.get('moments').at(-1).run === run }}"
+    told = f"run => {{ const v = {VIEW}; return v?.get('moments').at(-1)?.run === run }}"
     page.wait_for_function(told, arg="heal", timeout=120_000)
     ready = f"() => {VIEW}?.inner?.panes[0]?.pack?.complete"
     page.wait_for_function(ready, timeout=60_000)
