@@ -104,9 +104,14 @@ def evaluate(backbone: nn.Module, benchmark: Benchmark) -> dict[str, float]:
         numbers = knn_accuracy(known, train.labels, asked, val.labels)
         result |= {f"{part}/{name}": value for name, value in numbers.items()}
         result[f"{part}/majority"] = _majority(train.labels, val.labels)
-    names = {name.rpartition("/")[2] for name in result}
-    for name in sorted(names):
-        values = [value for key, value in result.items() if key.rpartition("/")[2] == name]
+    return _with_means(result)
+
+
+def _with_means(of_parts: dict[str, float]) -> dict[str, float]:
+    """Numbers of parts, `flowers/top1_k10`, and under their names alone the means over parts."""
+    result = dict(of_parts)
+    for name in sorted({key.rpartition("/")[2] for key in of_parts}):
+        values = [value for key, value in of_parts.items() if key.rpartition("/")[2] == name]
         result[name] = sum(values) / len(values)
     return result
 
@@ -117,7 +122,6 @@ def spectrum(backbone: nn.Module, benchmark: Benchmark, *, limit: int = 256) -> 
     At most `limit` pictures a part, spread evenly, which bounds LiDAR to one less. Global, not dense: both may rise
     while maps decay (core/dense/degradation.py has the formulas). Parts of fewer than two pictures are left out.
     """
-    found: dict[str, list[float]] = {"rank_me": [], "lidar": []}
     result: dict[str, float] = {}
     for part, (_, val) in benchmark.parts.items():
         count = len(val.images)
@@ -126,10 +130,9 @@ def spectrum(backbone: nn.Module, benchmark: Benchmark, *, limit: int = 256) -> 
         chosen = val.images[torch.linspace(0, count - 1, min(limit, count)).long()]
         shown = corner_views(chosen)
         features = cls_features(backbone, shown.flatten(0, 1), benchmark.mean, benchmark.std)
-        for name, value in (("rank_me", rank_me(features)), ("lidar", lidar(features.unflatten(0, shown.shape[:2])))):
-            found[name].append(value)
-            result[f"{part}/{name}"] = value
-    return result | {name: sum(values) / len(values) for name, values in found.items() if values}
+        result[f"{part}/rank_me"] = rank_me(features)
+        result[f"{part}/lidar"] = lidar(features.unflatten(0, shown.shape[:2]))
+    return _with_means(result)
 
 
 def corner_views(images: UInt8[Tensor, "N 3 s s"]) -> UInt8[Tensor, "N 4 3 s s"]:

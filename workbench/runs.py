@@ -34,7 +34,7 @@ from core.probes import READINGS, Readings, map_of, packs_at, probe_steps, read_
 from core.run_folder import check_run, read_metrics
 
 KEPT = 64  # opened packs; they are mapped, not read
-SHIPPED = Path(__file__).with_name("series")  # small runs that come with the project, one after the other
+SHIPPED = Path(__file__).with_name("series")  # small runs that come with the project
 STORY = ("dense", "decay", "heal")  # of them, in the order in which they go on from each other
 
 

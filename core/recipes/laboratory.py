@@ -55,7 +55,7 @@ def dense() -> Config:
 
 
 def decay() -> Config:
-    """Stage 1 of the laboratory: DINO and KoLeo alone, iBOT off. k-NN rises, and patches lose what they had.
+    """Stage 1 of the laboratory: DINO and KoLeo alone, iBOT off. k-NN holds, and patches lose what they had.
 
     iBOT gives patches an objective of their own. The paper keeps it, and decay takes hundreds of thousands of steps.
     The head is new, `dense` has none, and small: with the 4096 prototypes of `nano_pretrain` or at twice the rate k-NN
